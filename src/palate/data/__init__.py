@@ -1,0 +1,1 @@
+"""Behaviour data: reading, validating, cleaning, splitting, and cutting into few-shot episodes."""
