@@ -1,0 +1,1 @@
+"""Evaluation: metrics, intervals, the few-shot curve and the report."""

@@ -1,0 +1,178 @@
+"""Ranking metrics against hand-computed answers and against slow loops; top-k against a full stable sort."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from palate.errors import ConfigError, DataError, NumericalError
+from palate.metrics import (
+    NO_ITEM,
+    RANKING_METRICS,
+    average_precision_at_k,
+    coverage_at_k,
+    hit_rate_at_k,
+    mae,
+    mrr_at_k,
+    ndcg_at_k,
+    precision_at_k,
+    recall_at_k,
+    rmse,
+    top_k,
+)
+
+# Two people, six items. The first one's hits are at places 2 and 3 of 4, one relevant item is missed;
+# the second one's list has an empty place and no hit.
+RANKED = np.array([[4, 0, 2, 1], [5, 3, NO_ITEM, 0]])
+RELEVANT = np.array([[1, 0, 1, 0, 0, 1], [0, 1, 1, 0, 0, 0]], dtype=bool)
+
+
+def test_known_answers() -> None:
+    best = 1 + 1 / math.log2(3) + 1 / math.log2(4)
+    gained = 1 / math.log2(3) + 1 / math.log2(4)
+    np.testing.assert_allclose(precision_at_k(RANKED, RELEVANT, 4), [2 / 4, 0])
+    np.testing.assert_allclose(recall_at_k(RANKED, RELEVANT, 4), [2 / 3, 0])
+    np.testing.assert_allclose(hit_rate_at_k(RANKED, RELEVANT, 4), [1, 0])
+    np.testing.assert_allclose(ndcg_at_k(RANKED, RELEVANT, 4), [gained / best, 0])
+    np.testing.assert_allclose(mrr_at_k(RANKED, RELEVANT, 4), [1 / 2, 0])
+    np.testing.assert_allclose(average_precision_at_k(RANKED, RELEVANT, 4), [(1 / 2 + 2 / 3) / 3, 0])
+
+
+def test_known_answers_at_a_shorter_cut_off() -> None:
+    best = 1 + 1 / math.log2(3)
+    np.testing.assert_allclose(precision_at_k(RANKED, RELEVANT, 2), [1 / 2, 0])
+    np.testing.assert_allclose(recall_at_k(RANKED, RELEVANT, 2), [1 / 3, 0])
+    np.testing.assert_allclose(ndcg_at_k(RANKED, RELEVANT, 2), [1 / math.log2(3) / best, 0])
+    np.testing.assert_allclose(average_precision_at_k(RANKED, RELEVANT, 2), [(1 / 2) / 2, 0])
+    np.testing.assert_allclose(mrr_at_k(RANKED, RELEVANT, 1), [0, 0])
+
+
+def test_an_empty_place_is_a_miss_even_where_the_last_item_is_relevant() -> None:
+    relevant = np.array([[False, True]])
+    assert hit_rate_at_k(np.array([[NO_ITEM, 0]]), relevant).tolist() == [0.0]
+    assert mrr_at_k(np.array([[NO_ITEM, 1]]), relevant).tolist() == [0.5]
+
+
+def test_errors_of_ratings() -> None:
+    predicted, actual = np.array([1.0, 2.0, 5.0]), np.array([2, 2, 1])
+    assert mae(predicted, actual) == pytest.approx(5 / 3)
+    assert rmse(predicted, actual) == pytest.approx(math.sqrt(17 / 3))
+    with pytest.raises(DataError, match="no event"):
+        mae(np.zeros(0), np.zeros(0))
+    with pytest.raises(NumericalError, match="event 1 "):
+        rmse(np.array([1.0, np.nan]), np.array([1.0, 1.0]))
+
+
+def test_unsigned_ratings_do_not_wrap_around() -> None:
+    assert mae(np.array([1], dtype=np.uint8), np.array([3], dtype=np.uint8)) == 2.0
+
+
+def test_coverage_counts_each_listed_item_once() -> None:
+    assert coverage_at_k(np.array([[0, 1], [1, NO_ITEM]]), 8) == 2 / 8
+    assert coverage_at_k(np.array([[0, 1], [0, NO_ITEM]]), 8, k=1) == 1 / 8
+    with pytest.raises(DataError, match="catalogue has 0"):
+        coverage_at_k(np.array([[NO_ITEM]]), 0)
+
+
+@pytest.mark.parametrize("metric", RANKING_METRICS.values(), ids=RANKING_METRICS.keys())
+class TestEveryRankingMetric:
+    def test_perfect_list_scores_one(self, metric) -> None:
+        assert metric(np.array([[2, 0]]), np.array([[True, False, True]])).tolist() == [1.0]
+
+    def test_no_hit_scores_zero(self, metric) -> None:
+        assert metric(np.array([[1, NO_ITEM]]), np.array([[True, False, True]])).tolist() == [0.0]
+
+    def test_default_cut_off_is_the_whole_list(self, metric) -> None:
+        np.testing.assert_array_equal(metric(RANKED, RELEVANT), metric(RANKED, RELEVANT, 4))
+        np.testing.assert_array_equal(metric(RANKED[:, :2], RELEVANT), metric(RANKED, RELEVANT, 2))
+
+    def test_refuses_what_would_score_wrongly(self, metric) -> None:
+        relevant = RELEVANT.copy()
+        relevant[1] = False
+        with pytest.raises(DataError, match=r"user row 1 has no relevant item \(1 such rows of 2\)"):
+            metric(RANKED, relevant, 4)
+        with pytest.raises(DataError, match="user row 0 lists an item twice"):
+            metric(np.array([[4, 4, 0, 1], [5, 3, NO_ITEM, NO_ITEM]]), RELEVANT, 4)
+        with pytest.raises(DataError, match=r"user row 1 lists an item outside 0\.\.5"):
+            metric(np.array([[4], [6]]), RELEVANT, 1)
+        with pytest.raises(DataError, match=r"user row 0 lists an item outside 0\.\.5"):
+            metric(np.array([[-2], [3]]), RELEVANT, 1)
+        with pytest.raises(ConfigError, match="the lists have 4 places"):
+            metric(RANKED, RELEVANT, 5)
+        with pytest.raises(ConfigError, match="cut-off is 0"):
+            metric(RANKED, RELEVANT, 0)
+
+
+def slow_metrics(ranked: list[int], relevant: set[int], k: int) -> dict[str, float]:
+    """Every ranking metric of one person, written out place by place."""
+    hits = [item in relevant for item in ranked[:k]]
+    gain = sum(1 / math.log2(place + 1) for place, hit in enumerate(hits, 1) if hit)
+    ideal = sum(1 / math.log2(place + 1) for place in range(1, min(k, len(relevant)) + 1))
+    first = next((place for place, hit in enumerate(hits, 1) if hit), None)
+    precisions = [sum(hits[:place]) / place for place, hit in enumerate(hits, 1) if hit]
+    return {
+        "precision": sum(hits) / k,
+        "recall": sum(hits) / len(relevant),
+        "hit_rate": float(any(hits)),
+        "ndcg": gain / ideal,
+        "mrr": 1 / first if first else 0.0,
+        "average_precision": sum(precisions) / min(k, len(relevant)),
+    }
+
+
+@given(seed=st.integers(0, 2**32 - 1), num_items=st.integers(1, 12), k=st.integers(1, 12))
+def test_vectorised_metrics_equal_the_slow_ones(seed: int, num_items: int, k: int) -> None:
+    rng = np.random.default_rng(seed)
+    relevant = rng.random((3, num_items)) < 0.4
+    relevant[:, rng.integers(num_items)] = True
+    ranked = top_k(np.where(rng.random((3, num_items)) < 0.2, -np.inf, rng.random((3, num_items))), k)
+    slow = [
+        slow_metrics(row.tolist(), set(np.flatnonzero(rel).tolist()), k)
+        for row, rel in zip(ranked, relevant, strict=True)
+    ]
+    for name, metric in RANKING_METRICS.items():
+        np.testing.assert_allclose(metric(ranked, relevant, k), [row[name] for row in slow], err_msg=name)
+
+
+def slow_top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    lists = np.full((len(scores), k), NO_ITEM)
+    for user, row in enumerate(scores):
+        order = sorted((-score, item) for item, score in enumerate(row.tolist()) if score > -math.inf)
+        for place, (_, item) in enumerate(order[:k]):
+            lists[user, place] = item
+    return lists
+
+
+@given(
+    # Few distinct values, so that most rows tie at the last place.
+    scores=hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=9),
+        elements=st.sampled_from([-math.inf, -1.0, -0.0, 0.0, 0.5, 2.0, math.inf]),
+    ),
+    k=st.integers(1, 11),
+)
+def test_top_k_equals_a_full_sort(scores: np.ndarray, k: int) -> None:
+    np.testing.assert_array_equal(top_k(scores, k), slow_top_k(scores, k))
+
+
+def test_top_k_on_a_wide_catalogue_with_ties() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 50, (40, 700)).astype(np.float64)
+    np.testing.assert_array_equal(top_k(scores, 20), slow_top_k(scores, 20))
+
+
+def test_top_k_leaves_its_input_alone() -> None:
+    scores = np.array([[1.0, 3.0, 2.0]])
+    top_k(scores, 2)
+    assert scores.tolist() == [[1.0, 3.0, 2.0]]
+
+
+def test_top_k_refuses_nan_and_names_the_row() -> None:
+    with pytest.raises(NumericalError, match="user row 1 holds NaN"):
+        top_k(np.array([[0.0, 1.0], [np.nan, 1.0], [np.nan, np.nan]]), 1)
+    with pytest.raises(ConfigError, match="cut-off is 0"):
+        top_k(np.zeros((1, 2)), 0)
