@@ -1,0 +1,165 @@
+"""Item features of the adapted head: item-item evidence, content and the backbone's own vectors, side by side.
+
+Linear regression on these features is regression with the kernel k(i, j) = Σ feature_i · feature_j / precision:
+
+* evidence: the leading eigenvectors of the shrunk cosine of joint purchases, scaled so that their inner product is
+  that cosine up to one constant. In the limit of large noise the ridge learner on them is item-kNN, with less noise
+  it explains away what several events say together, as EASE does (Steck, 2019, arXiv:1905.03375).
+* content: principal components of text vectors and attributes; the same axes in every fit.
+* backbone: principal components of the item tower's vectors.
+
+An item without events gets its evidence from its content, by ridge regression over the items that have both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from palate.data.episodes import History, purchase_matrix
+from palate.errors import ConfigError
+from palate.meta.learner import Items, Layout
+
+
+@dataclass(frozen=True)
+class EvidenceConfig:
+    """Size and smoothing of the head's item features."""
+
+    rank: int = 384
+    """Leading eigenvectors kept of the item-item cosine (fewer where the catalogue is smaller)."""
+    shrink: float = 10.0
+    """Added to the denominator of the cosine: rare items are trusted less."""
+    exponent: float = 0.4
+    """Power of the two items' counts in the denominator: 0.5 is the cosine, less favours popular neighbours."""
+    content_dim: int = 128
+    """Principal components kept of text and attributes."""
+    content_precision: float = 15.0
+    """Prior precision of content features at the start of meta-training; evidence has 1."""
+    backbone_precision: float = 100.0
+    """Prior precision of backbone features at the start of meta-training."""
+    content_penalty: float = 10.0
+    """Ridge penalty of the map from content to evidence, for items without events."""
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "content_dim"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"evidence.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("shrink", "exponent", "content_precision", "backbone_precision", "content_penalty"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"evidence.{name} is {getattr(self, name)}; it must be above 0")
+
+
+class Rotation(NamedTuple):
+    """Principal axes: rows are centred, scaled to length 1 on average and turned."""
+
+    mean: Float[Tensor, "input"]
+    axes: Float[Tensor, "input output"]
+
+    def __call__(self, rows: Float[Tensor, "row input"]) -> Float[Tensor, "row output"]:
+        """Project rows."""
+        return (rows - self.mean) @ self.axes
+
+
+def fit_rotation(rows: Float[Tensor, "row input"], dim: int) -> Rotation:
+    """Principal axes of the rows by falling variance, at most `dim`; the sign makes the largest entry positive."""
+    mean = rows.mean(0)
+    centred = (rows - mean).double()
+    _, axes = torch.linalg.eigh(centred.T @ centred)
+    axes = axes.flip(1)[:, :dim]
+    largest = axes.gather(0, axes.abs().argmax(0, keepdim=True))
+    axes = axes * largest.sign()
+    length = centred.square().sum(1).mean().sqrt().clamp_min(1e-12)
+    return Rotation(mean, (axes / length).float())
+
+
+def fit_evidence(histories: Sequence[History], num_items: int, config: EvidenceConfig) -> Float[Tensor, "item rank"]:
+    """Factor the shrunk cosine C_ij / ((n_i n_j)^exponent + shrink); an item without events has a zero row.
+
+    Rows are scaled to a mean square length of 0.4, so that precisions mean the same in every shop.
+    """
+    matrix = torch.from_numpy(purchase_matrix(histories, num_items))
+    counts = matrix.T @ matrix
+    size = counts.diagonal() ** config.exponent
+    cosine = (counts / (size[:, None] * size[None, :] + config.shrink)).double()
+    values, axes = torch.linalg.eigh(cosine)
+    rank = min(config.rank, int((values > 1e-9).sum()))
+    values, axes = values.flip(0)[:rank], axes.flip(1)[:, :rank]
+    evidence = (axes * values.sqrt()).float()
+    length = evidence.square().sum(1)
+    evidence = evidence * (0.4 / length[length > 1e-9].mean()).sqrt()
+    padding = torch.zeros(num_items, min(config.rank, num_items) - rank)
+    return torch.cat([evidence, padding], 1)
+
+
+class FeatureSpace(NamedTuple):
+    """How any item, with or without events, becomes a row of head features."""
+
+    vector_rotation: Rotation
+    content_to_evidence: Float[Tensor, "content rank"]
+
+    def new_items(
+        self, content: Float[Tensor, "item content"], vectors: Float[Tensor, "item dim"]
+    ) -> Float[Tensor, "item feature"]:
+        """Features of items without events; `content` is rotated already."""
+        return torch.cat([content @ self.content_to_evidence, content, self.vector_rotation(vectors)], 1)
+
+
+def fit_features(
+    histories: Sequence[History],
+    content: Float[Tensor, "item content"],
+    vectors: Float[Tensor, "item dim"],
+    config: EvidenceConfig,
+) -> tuple[Float[Tensor, "item feature"], FeatureSpace]:
+    """Features of the items in training and the way to those of new ones; `content` is rotated already."""
+    evidence = fit_evidence(histories, len(content), config)
+    rotation = fit_rotation(vectors, vectors.shape[1])
+    gram = content.T @ content + config.content_penalty * torch.eye(content.shape[1])
+    space = FeatureSpace(rotation, torch.linalg.solve(gram, content.T @ evidence))
+    return torch.cat([evidence, content, rotation(vectors)], 1), space
+
+
+def layout_of(
+    rank: int, content_dim: int, vector_dim: int, num_profile_features: int, config: EvidenceConfig
+) -> Layout:
+    """Where precision starts for each block, and on which features a prior mean can be learned."""
+    precision = torch.cat(
+        [
+            torch.zeros(rank),
+            torch.full((content_dim,), config.content_precision).log(),
+            torch.full((vector_dim,), config.backbone_precision).log(),
+        ]
+    )
+    has_prior = torch.cat([torch.zeros(rank), torch.ones(content_dim), torch.zeros(vector_dim)])
+    tempered = torch.cat([torch.ones(rank), torch.zeros(content_dim + vector_dim)])
+    return Layout(precision, has_prior, tempered, num_profile_features)
+
+
+class Popularity(NamedTuple):
+    """Standardised log(1 + number of people)."""
+
+    items: Float[Tensor, "item"]
+    """Of the items in training: mean 0, variance 1."""
+    unseen: float
+    """Of an item that nobody has chosen."""
+
+
+def fit_popularity(histories: Sequence[History], num_items: int) -> Popularity:
+    """Count people per item."""
+    chosen = np.concatenate([history.items for history in histories])
+    logs = torch.from_numpy(np.bincount(chosen, minlength=num_items)).float().log1p()
+    mean, spread = logs.mean(), logs.std(correction=0).clamp_min(1e-6)
+    return Popularity((logs - mean) / spread, float(-mean / spread))
+
+
+def make_items(
+    features: Float[Tensor, "item feature"],
+    vectors: Float[Tensor, "item dim"],
+    bias: Float[Tensor, "item"],
+    popularity: Float[Tensor, "item"],
+) -> Items:
+    """Gather what scoring reads."""
+    return Items(features, torch.cat([vectors, bias[:, None]], 1), popularity)

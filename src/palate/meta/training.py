@@ -1,0 +1,213 @@
+"""The outer loop: meta-train a learner on people who play the newcomer.
+
+The tasks are people whom the backbone and the evidence have not been fitted on: on its own training people the shared
+model looks better than it is, and a learner trained there would trust it too much.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.func import vmap
+
+from palate.backbone.transformer import Backbone
+from palate.data.episodes import History, pack
+from palate.errors import ConfigError, DataError, NumericalError
+from palate.meta.learner import Items, Learner, Params, Profile, Query, Support
+from palate.meta.tasks import make_supports
+from palate.metrics import ndcg_at_k, top_k
+
+
+@dataclass(frozen=True)
+class MetaConfig:
+    """Which learner adapts to a person, and how it is meta-trained."""
+
+    learner: str = "ridge"
+    """A name in `palate.meta.LEARNERS`."""
+    support_sizes: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20)
+    """Support sizes of the training episodes."""
+    held_out: float = 0.2
+    """Share of the people with enough items who are kept from the shared model to play newcomers."""
+    min_items: int = 12
+    """Distinct items that a held-out person needs."""
+    min_query: int = 5
+    """Distinct items that an episode keeps for its query."""
+    num_steps: int = 300
+    batch_size: int = 64
+    """Episodes a step."""
+    learning_rate: float = 0.003
+    prior_pull: float = 10.0
+    """Quadratic pull of the prior mean to zero: newcomers of one season must not teach the next what to expect."""
+    validate_every: int = 25
+    """Steps between looks at the validation people (a third of the held-out ones); the best look is kept."""
+
+    def __post_init__(self) -> None:
+        if not self.support_sizes or min(self.support_sizes) < 0:
+            raise ConfigError(f"meta.support_sizes is {self.support_sizes}; expected sizes from 0 on")
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"meta.held_out is {self.held_out}; it must be between 0 and 1")
+        for name in ("min_items", "min_query", "num_steps", "batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"meta.{name} is {getattr(self, name)}; it must be at least 1")
+
+
+class Episodes(NamedTuple):
+    """A set of tasks; every tensor has the episode as its first axis."""
+
+    size: Int64[Tensor, "episode"]
+    profile: Profile
+    support: Support
+    relevant: Bool[Tensor, "episode item"]
+    seen: Bool[Tensor, "episode item"]
+
+
+class MetaResult(NamedTuple):
+    """The chosen parameters and the curves that led to them."""
+
+    params: Params
+    losses: tuple[tuple[int, float], ...]
+    """(step, mean training loss since the last look)."""
+    validation: tuple[tuple[int, float], ...]
+    """(step, mean NDCG@10 over support sizes on the validation people)."""
+
+
+@torch.no_grad()
+def make_episodes(
+    histories: Sequence[History],
+    profiles: Float[Tensor, "user profile"],
+    backbone: Backbone,
+    vectors: Float[Tensor, "item dim"],
+    items: Items,
+    sizes: Sequence[int],
+    min_query: int,
+) -> Episodes:
+    """Cut each history after each size that leaves `min_query` items to predict.
+
+    Raises:
+        DataError: no history is long enough for any size.
+    """
+    sizes = [size for size in sizes if size <= backbone.config.max_events]
+    cuts = [
+        (row, size) for row, history in enumerate(histories) for size in sizes if len(history.items) >= size + min_query
+    ]
+    if not cuts:
+        raise DataError(
+            f"meta-training: no held-out person has {min(sizes) + min_query} distinct items; lower meta.min_query"
+        )
+    sequences = pack([history.head(max(sizes)) for history in histories], max(sizes) or 1)
+    states = backbone(vectors, sequences, profiles)
+    users = torch.tensor([row for row, _ in cuts])
+    places = torch.tensor([size for _, size in cuts])
+    heads = [histories[row].head(size) for row, size in cuts]
+    relevant = torch.zeros(len(cuts), len(vectors), dtype=torch.bool)
+    seen = torch.zeros(len(cuts), len(vectors), dtype=torch.bool)
+    for episode, (row, size) in enumerate(cuts):
+        relevant[episode, histories[row].items[size:]] = True
+        seen[episode, histories[row].items[:size]] = True
+    return Episodes(
+        places,
+        Profile(profiles[users], states[users, 0]),
+        make_supports(heads, items.features, states[users, places]),
+        relevant,
+        seen,
+    )
+
+
+def meta_train(
+    learner: Learner,
+    params: Params,
+    items: Items,
+    train: Episodes,
+    validation: Episodes,
+    config: MetaConfig,
+    *,
+    seed: int,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> MetaResult:
+    """Train every parameter that is not "fixed." on the mean episode loss; return the best-validated ones.
+
+    `on_step(step, of, validation)` is called at each look at the validation people.
+
+    Raises:
+        NumericalError: the loss is not finite; names the step.
+    """
+    rng = np.random.default_rng(seed)
+    fixed = {name: value for name, value in params.items() if name.startswith("fixed.")}
+    trained = {name: value.clone().requires_grad_() for name, value in params.items() if name not in fixed}
+    optimiser = torch.optim.Adam(list(trained.values()), lr=config.learning_rate)
+
+    def episode_loss(weights: Params, profile: Profile, support: Support, relevant: Tensor, allowed: Tensor) -> Tensor:
+        return learner.loss(weights, profile, support, Query(items, relevant, allowed))
+
+    losses = vmap(episode_loss, in_dims=(None, 0, 0, 0, 0))
+    best = {**params}
+    value = validate(learner, best, items, validation)
+    looks, curve, since = [(0, value)], [], []
+    best_value = value
+    for step in range(1, config.num_steps + 1):
+        chosen = torch.from_numpy(rng.choice(len(train.size), min(config.batch_size, len(train.size)), False))
+        batch = take(train, chosen)
+        loss = losses(
+            {**fixed, **trained}, batch.profile, batch.support, batch.relevant.float(), (~batch.seen).float()
+        ).mean()
+        pull = sum(weight.square().sum() for name, weight in trained.items() if name.startswith("prior."))
+        if not torch.isfinite(loss):
+            raise NumericalError(
+                f"meta-training of {config.learner}: the loss became {loss.item()} at step {step}; "
+                "lower meta.learning_rate"
+            )
+        for group in optimiser.param_groups:
+            group["lr"] = config.learning_rate * max(0.02, 1 - (step - 1) / config.num_steps)
+        optimiser.zero_grad()
+        (loss + 0.5 * config.prior_pull * pull).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        since.append(loss.item())
+        if step % config.validate_every == 0 or step == config.num_steps:
+            current = {**fixed, **{name: weight.detach().clone() for name, weight in trained.items()}}
+            value = validate(learner, current, items, validation)
+            looks.append((step, value))
+            curve.append((step, float(np.mean(since))))
+            since = []
+            if value > best_value:
+                best, best_value = current, value
+            if on_step is not None:
+                on_step(step, config.num_steps, value)
+    return MetaResult(best, tuple(curve), tuple(looks))
+
+
+@torch.no_grad()
+def validate(learner: Learner, params: Params, items: Items, episodes: Episodes) -> float:
+    """Mean over support sizes of the mean NDCG@10 over people, seen items removed."""
+    scores = score_supports(learner, params, items, episodes.profile, episodes.support)
+    ranked = top_k(scores.masked_fill(episodes.seen, -torch.inf).numpy(), 10)
+    values = ndcg_at_k(ranked, episodes.relevant.numpy())
+    sizes = episodes.size.numpy()
+    return float(np.mean([values[sizes == size].mean() for size in np.unique(sizes)]))
+
+
+def score_supports(
+    learner: Learner, params: Params, items: Items, profile: Profile, support: Support
+) -> Float[Tensor, "user item"]:
+    """Adapt and score many people at once; profile and support carry a leading user axis."""
+
+    def one(profile: Profile, support: Support) -> Tensor:
+        fast = learner.adapt(params, learner.prior(params, profile), support)
+        return learner.score(params, fast, items)
+
+    scores: Tensor = vmap(one)(profile, support)
+    return scores
+
+
+def take(episodes: Episodes, rows: Int64[Tensor, "row"]) -> Episodes:
+    """Select episodes."""
+    return Episodes(
+        episodes.size[rows],
+        Profile(*(value[rows] for value in episodes.profile)),
+        Support(*(value[rows] for value in episodes.support)),
+        episodes.relevant[rows],
+        episodes.seen[rows],
+    )
