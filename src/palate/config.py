@@ -1,0 +1,174 @@
+"""Every setting of a training run, as one frozen value; TOML in, JSON with the saved model out."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from palate.backbone.pretraining import PretrainingConfig
+from palate.backbone.transformer import BackboneConfig
+from palate.data.dataset import Dataset
+from palate.data.sources import load, read_csv, read_parquet
+from palate.encoders.attributes import AttributeConfig
+from palate.encoders.text import TextConfig
+from palate.errors import ConfigError
+from palate.meta.evidence import EvidenceConfig
+from palate.meta.training import MetaConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the data comes from: a bundled data set, or files."""
+
+    bundled: str | None = None
+    """Name of a bundled data set, such as "online-retail"."""
+    interactions: str | None = None
+    """CSV or Parquet file of events: user_id, item_id, timestamp; optional event_type, weight, event_id, session_id."""
+    items: str | None = None
+    """File of items: item_id, and any attributes; a text column named title, name, description or text is encoded."""
+    users: str | None = None
+    """File of people: user_id, and any attributes."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Your column names to ours, for files that call them otherwise."""
+
+    def __post_init__(self) -> None:
+        if (self.bundled is None) == (self.interactions is None) and self.interactions is not None:
+            raise ConfigError("data: give either bundled or interactions, not both")
+        if self.interactions is None and (self.items is not None or self.users is not None):
+            raise ConfigError("data: items and users need interactions; name the file of events")
+
+    def open(self, folder: Path | None = None) -> Dataset:
+        """Read the data; relative file names are relative to `folder`.
+
+        Raises:
+            ConfigError: neither a bundled data set nor a file is named.
+            DataError: the data is not usable.
+        """
+        if self.bundled is not None:
+            return load(self.bundled)
+        if self.interactions is None:
+            raise ConfigError('data: name a bundled data set (bundled = "online-retail") or a file (interactions = …)')
+        base = folder or Path()
+        files = [None if name is None else base / name for name in (self.interactions, self.items, self.users)]
+        read = read_parquet if self.interactions.endswith(".parquet") else read_csv
+        interactions, items, users = files
+        assert interactions is not None
+        return read(interactions, items, users, columns=dict(self.columns) or None)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How a model is judged on people it has never seen."""
+
+    cut: str | None = None
+    """Moment of the temporal split, ISO 8601: `palate train` then learns from the events before it alone, and
+    `palate evaluate` judges on the people after it. None: train on everything."""
+    support_sizes: tuple[int, ...] = (0, 1, 2, 3, 5, 10, 20)
+    """Numbers of distinct items seen, N, on the few-shot curve."""
+    k: int = 10
+    """Length of the judged lists."""
+    min_items: int = 25
+    """A cold user needs this many distinct items, so that something is left to predict at the largest N."""
+    num_resamples: int = 2000
+    """Bootstrap resamples behind each interval."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run: data → encoders → backbone → meta-learner → evaluation."""
+
+    seed: int = 0
+    """Seed of every random draw; the same seed on the same machine gives the same model."""
+    negative_events: tuple[str, ...] = ("cancel", "return", "dislike", "skip")
+    """Event types that say no."""
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    attributes: AttributeConfig = field(default_factory=lambda: AttributeConfig(numeric="log-standard"))
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested values that JSON takes."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "config") -> "Config":
+        """Build from nested tables.
+
+        Raises:
+            ConfigError: an unknown setting (the nearest known one is named), or a value of the wrong type.
+        """
+        config = _build(cls, values, source, "")
+        assert isinstance(config, Config)
+        return config
+
+
+def read_config(path: str | Path) -> Config:
+    """Read a TOML file; a setting that is not in it keeps its default.
+
+    Raises:
+        ConfigError: no such file, not TOML, or as `Config.from_dict`.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; `palate train --help` shows an example") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as TOML ({error})") from None
+    return Config.from_dict(values, source=str(path))
+
+
+def _build(cls: type[Any], values: Mapping[str, Any], source: str, prefix: str) -> Any:
+    hints = get_type_hints(cls)
+    known = [setting.name for setting in fields(cls)]
+    arguments: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
+            raise ConfigError(f"{source}: unknown setting {prefix}{name}; {hint}")
+        kind = hints[name]
+        where = f"{source}: {prefix}{name}"
+        if is_dataclass(kind):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where} is {value!r}; expected a table [{prefix}{name}]")
+            arguments[name] = _build(kind, value, source, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            arguments[name] = _convert(value, kind, where)
+    return cls(**arguments)
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """Check a plain value against the annotation of its field; lists become tuples."""
+    text = str(kind)
+    if isinstance(value, list | tuple):
+        inner = int if "int" in text else str
+        if "tuple" not in text or not all(type(item) is inner for item in value):
+            raise ConfigError(f"{where} is {list(value)!r}; expected {_describe(kind)}")
+        return tuple(value)
+    if isinstance(value, Mapping):
+        if "Mapping" not in text:
+            raise ConfigError(f"{where} is a table; expected {_describe(kind)}")
+        return dict(value)
+    if value is None and "None" in text:
+        return None
+    if kind is float and type(value) is int:
+        return float(value)
+    literal = getattr(kind, "__args__", ()) if text.startswith("typing.Literal") else ()
+    if literal:
+        if value not in literal:
+            raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(str, literal))}")
+        return value
+    accepted = kind if isinstance(kind, type) else getattr(kind, "__args__", (kind,))
+    if type(value) not in (accepted if isinstance(accepted, tuple) else (accepted,)):
+        raise ConfigError(f"{where} is {value!r}; expected {_describe(kind)}")
+    return value
+
+
+def _describe(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

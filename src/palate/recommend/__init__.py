@@ -1,0 +1,5 @@
+"""The recommender: one object behind the command line, the evaluation and the service."""
+
+from palate.recommend.recommender import Recommendation, Recommender, State
+
+__all__ = ["Recommendation", "Recommender", "State"]

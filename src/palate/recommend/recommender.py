@@ -1,0 +1,365 @@
+"""The recommender: shared weights, one person's fast weights, and the list that follows from them."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from palate.backbone.transformer import Backbone
+from palate.config import Config
+from palate.data.catalog import Catalog
+from palate.data.episodes import EMPTY_HISTORY, History, build_histories, pack
+from palate.data.log import validate_interactions
+from palate.data.vocabulary import Vocabulary
+from palate.encoders.attributes import AttributeEncoder
+from palate.errors import ConfigError, DataError, ModelError
+from palate.meta import find_learner, make_learner
+from palate.meta.evidence import FeatureSpace, Rotation
+from palate.meta.learner import Fast, Items, Learner, LearnerEntry, Params, Profile, Support
+from palate.meta.tasks import make_supports
+from palate.meta.training import score_supports
+from palate.metrics import top_k
+from palate.recommend.content import encode_content
+
+_NEAR = 0.1
+"""Cosine above which an event is named as the reason for an item."""
+
+
+class Recommendation(NamedTuple):
+    """One line of a list."""
+
+    rank: int
+    """From 1."""
+    item_id: str
+    title: str
+    score: float
+    """Comparable within one list only."""
+    reason: str
+    """For people: why this item."""
+    because: str | None
+    """Id of the item among the person's events that speaks most for this one, if any does."""
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """One person's fast weights after their events; valid for the model that made it, and for no other."""
+
+    model_id: str
+    fast: Fast
+    history: History
+
+
+@dataclass(frozen=True, eq=False)
+class Recommender:
+    """A trained model. It is never changed: methods that add to it return another one."""
+
+    config: Config
+    model_id: str
+    """Hash of the weights."""
+    backbone: Backbone
+    params: Params
+    items: Items
+    """What scoring reads of each item, in the order of the vocabulary."""
+    num_trained: int
+    """The first so many items of the vocabulary had events in training; the others have content alone."""
+    vocabulary: Vocabulary
+    titles: tuple[str, ...]
+    item_encoder: AttributeEncoder
+    profile_encoder: AttributeEncoder
+    content_rotation: Rotation
+    space: FeatureSpace
+    unseen_popularity: float
+    users: Mapping[str, History]
+    """Histories of the people in training."""
+    profiles: Mapping[str, Float[Tensor, "profile"]]
+    """Encoded profiles of the people in training."""
+    training: Mapping[str, object]
+    """How the training went: curves and counts."""
+
+    def adapt(
+        self,
+        events: "str | pl.DataFrame | Sequence[str]",
+        *,
+        profile: Mapping[str, object] | None = None,
+    ) -> State:
+        """Compute a person's fast weights from their events; the shared weights stay as they are.
+
+        `events` is the id of a person in training, a table of events (one person's, `item_id` at least), or item ids
+        from the oldest to the newest (none: a person without history). `profile` gives attributes by name, for
+        people who are not in training.
+
+        Raises:
+            DataError: an unknown person or item, a malformed table, or events of several people.
+            ConfigError: a profile attribute that the model does not know.
+        """
+        history, features = self._read(events, profile)
+        with torch.inference_mode():
+            fast = self._adapt_one(history, features)
+        return State(self.model_id, fast, history)
+
+    def recommend(
+        self,
+        events: "str | pl.DataFrame | Sequence[str] | State",
+        k: int = 10,
+        *,
+        profile: Mapping[str, object] | None = None,
+        exclude: Collection[str] = (),
+        include_seen: bool = False,
+        candidates: Collection[str] | None = None,
+    ) -> list[Recommendation]:
+        """List the `k` best items for a person, best first; fewer where the filters leave fewer.
+
+        `events` as in `adapt`, or a `State`. Items that the person has chosen or refused are left out unless
+        `include_seen`; `exclude` leaves out more, `candidates` leaves in no others.
+
+        Raises:
+            DataError: as `adapt`, or an unknown id in a filter.
+            ConfigError: k is below 1.
+            ModelError: the state was made by another model.
+        """
+        state = events if isinstance(events, State) else self.adapt(events, profile=profile)
+        if state.model_id != self.model_id:
+            raise ModelError(
+                f"the state was made by model {state.model_id}, this is {self.model_id}; adapt again from the events"
+            )
+        with torch.inference_mode():
+            scores = self._learner.score(self.params, state.fast, self.items).numpy()
+        allowed = self._allowed(state.history, exclude, include_seen, candidates)
+        ranked = top_k(np.where(allowed, scores, -np.inf)[None], k)[0]
+        places = ranked[ranked >= 0]
+        reasons = self._reasons(state, places)
+        return [
+            Recommendation(
+                rank, self.vocabulary.ids[place], self.titles[place], float(scores[place]), *reasons[rank - 1]
+            )
+            for rank, place in enumerate(places.tolist(), start=1)
+        ]
+
+    def score_many(
+        self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
+    ) -> Float[np.ndarray, "user item"]:
+        """Adapt to many people at once and score the whole catalogue for each: `adapt` + `score`, batched."""
+        with torch.inference_mode():
+            recent = [history.tail(self.config.backbone.max_events) for history in histories]
+            states = self._states(recent, profiles)
+            before = self._states([EMPTY_HISTORY] * len(recent), profiles)
+            supports = make_supports(recent, self.items.features, states)
+            scores = score_supports(self._learner, self.params, self.items, Profile(profiles, before), supports)
+        return np.asarray(scores.numpy())
+
+    def backbone_scores(
+        self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
+    ) -> Float[np.ndarray, "user item"]:
+        """What the shared model alone says, without fast weights."""
+        with torch.inference_mode():
+            recent = [history.tail(self.config.backbone.max_events) for history in histories]
+            states = self._states(recent, profiles)
+            scores = states @ self.items.vectors[:, :-1].T + self.items.vectors[:, -1]
+        return np.asarray(scores.numpy())
+
+    def similar_items(self, item_id: str, k: int = 10) -> list[Recommendation]:
+        """List the items nearest to one in the metric that the learner has learned; the score is a cosine.
+
+        Raises:
+            DataError: an unknown item.
+            ConfigError: k is below 1.
+        """
+        place = int(self.vocabulary.index([item_id])[0])
+        with torch.inference_mode():
+            cosine = (self._directions @ self._directions[place]).numpy().copy()
+        cosine[place] = -np.inf
+        ranked = top_k(cosine[None], k)[0]
+        return [
+            Recommendation(
+                rank,
+                self.vocabulary.ids[other],
+                self.titles[other],
+                float(cosine[other]),
+                f"similar to {self.titles[place]}",
+                item_id,
+            )
+            for rank, other in enumerate(ranked[ranked >= 0].tolist(), start=1)
+        ]
+
+    def add_items(self, catalog: Catalog) -> "Recommender":
+        """Return a recommender that also lists the items of a catalogue that it does not know yet, by their content.
+
+        Raises:
+            DataError: the catalogue lacks an attribute that the model was trained with.
+        """
+        frame = catalog.frame.filter(~pl.col("item_id").is_in(list(self.vocabulary.ids)))
+        if frame.is_empty():
+            return self
+        new = replace(catalog, frame=frame)
+        content = encode_content(new, self.item_encoder, self.config.text)
+        with torch.inference_mode():
+            vectors = self.backbone.items.encode_new(content)
+            features = self.space.new_items(self.content_rotation(content), vectors)
+            bias = self.items.vectors[: self.num_trained, -1].min().expand(len(vectors), 1)
+            popularity = torch.full((len(vectors),), self.unseen_popularity)
+            items = Items(
+                torch.cat([self.items.features, features]),
+                torch.cat([self.items.vectors, torch.cat([vectors, bias], 1)]),
+                torch.cat([self.items.popularity, popularity]),
+            )
+        titles = new.titles()
+        ids = tuple(frame["item_id"])
+        return replace(
+            self,
+            items=items,
+            vocabulary=Vocabulary((*self.vocabulary.ids, *ids)),
+            titles=(*self.titles, *(titles[name] for name in ids)),
+        )
+
+    def encode_profile(self, profile: Mapping[str, object] | None) -> Float[Tensor, "profile"]:
+        """Encode a person's attributes; missing ones count as unknown.
+
+        Raises:
+            ConfigError: an attribute that the model does not know.
+            DataError: a value of the wrong type.
+        """
+        columns = self.profile_encoder.columns
+        given = dict(profile or {})
+        unknown = sorted(set(given).difference(column.name for column in columns))
+        if unknown:
+            known = ", ".join(column.name for column in columns) or "none"
+            raise ConfigError(f"profile attribute {unknown[0]!r} is unknown; the model knows: {known}")
+        kinds = {"numeric": pl.Float64, "categorical": pl.String}
+        try:
+            row = pl.DataFrame(
+                {column.name: pl.Series([given.get(column.name)], dtype=kinds[column.kind]) for column in columns}
+                or {"": [None]}
+            )
+        except TypeError as error:
+            raise DataError(f"profile {given}: {error}; expected text or numbers as in training") from None
+        return torch.from_numpy(self.profile_encoder.transform(row)[0])
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model folder: complete or not at all; see `palate.recommend.storage`.
+
+        Raises:
+            ModelError: the folder cannot be written.
+        """
+        from palate.recommend.storage import save_recommender
+
+        save_recommender(self, Path(folder))
+
+    @staticmethod
+    def load(folder: str | Path) -> "Recommender":
+        """Read a model folder.
+
+        Raises:
+            ModelError: it is missing, incomplete, altered, of another version, or holds a NaN.
+        """
+        from palate.recommend.storage import load_recommender
+
+        return load_recommender(Path(folder))
+
+    # ---------------------------------------------------------------------------------------------- inside
+
+    @cached_property
+    def _entry(self) -> LearnerEntry:
+        return find_learner(self.config.meta.learner)
+
+    @cached_property
+    def _learner(self) -> Learner:
+        return make_learner(self._entry)
+
+    @cached_property
+    def _directions(self) -> Float[Tensor, "item feature"]:
+        """Items as unit vectors in the learner's metric."""
+        return torch.nn.functional.normalize(self.items.features * self._entry.metric(self.params), dim=1)
+
+    def _states(
+        self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
+    ) -> Float[Tensor, "user dim"]:
+        return self.backbone.last_states(self.items.vectors[:, :-1], pack(histories), profiles)
+
+    def _adapt_one(self, history: History, profile: Float[Tensor, "profile"]) -> Fast:
+        """`score_many` for one person, without the cost of vectorising."""
+        recent = history.tail(self.config.backbone.max_events)
+        before, after = self._states([EMPTY_HISTORY, recent], profile.expand(2, -1))
+        support = make_supports([recent], self.items.features, after[None])
+        fast = self._learner.prior(self.params, Profile(profile, before))
+        return self._learner.adapt(self.params, fast, Support(*(value[0] for value in support)))
+
+    def _read(
+        self, events: "str | pl.DataFrame | Sequence[str]", profile: Mapping[str, object] | None
+    ) -> tuple[History, Float[Tensor, "profile"]]:
+        """Turn what the caller has into a history and profile features."""
+        if isinstance(events, str):
+            if events not in self.users:
+                raise DataError(
+                    f"user {events!r} is not among the {len(self.users):,} people in training; "
+                    "pass their events instead"
+                )
+            features = self.profiles[events] if profile is None else self.encode_profile(profile)
+            return self.users[events], features
+        if not isinstance(events, pl.DataFrame):
+            chosen = dict.fromkeys(self._places(events))
+            # Without times the order is all that is known: one session, in this order.
+            return History(
+                np.fromiter(chosen, np.int64, len(chosen)), np.zeros(len(chosen)), np.zeros(0, np.int64)
+            ), self.encode_profile(profile)
+        features = self.encode_profile(profile)
+        if events.is_empty():
+            return EMPTY_HISTORY, features
+        if "user_id" not in events.columns:
+            events = events.with_columns(user_id=pl.lit("anonymous"))
+        log = validate_interactions(events, source="events")
+        people = log["user_id"].unique(maintain_order=True).to_list()
+        if len(people) > 1:
+            raise DataError(
+                f'events, column "user_id": {len(people)} people ({people[0]!r}, {people[1]!r}, …); '
+                "pass the events of one person"
+            )
+        self._places(events["item_id"].cast(pl.String).to_list())
+        histories = build_histories(log, self.vocabulary, self.config.negative_events)
+        return histories[people[0]], features
+
+    def _places(self, item_ids: Sequence[str]) -> list[int]:
+        """Vocabulary indices; an unknown id is refused with its row."""
+        try:
+            places: list[int] = self.vocabulary.index(item_ids).tolist()
+        except DataError as error:
+            row = next(row for row, item in enumerate(item_ids, start=1) if item not in self.vocabulary)
+            raise DataError(f'events: row {row}, column "item_id": {error}; drop it or add the item') from None
+        return places
+
+    def _allowed(
+        self,
+        history: History,
+        exclude: Collection[str],
+        include_seen: bool,
+        candidates: Collection[str] | None,
+    ) -> Bool[np.ndarray, "item"]:
+        allowed = np.full(len(self.vocabulary), candidates is None)
+        if candidates is not None:
+            allowed[self.vocabulary.index(list(candidates))] = True
+        if not include_seen:
+            allowed[history.items] = False
+            allowed[history.refused] = False
+        allowed[self.vocabulary.index(list(exclude))] = False
+        return allowed
+
+    def _reasons(self, state: State, places: Int64[np.ndarray, "place"]) -> list[tuple[str, str | None]]:
+        """For each listed item the event that is nearest to it in the learned metric, where one is near at all."""
+        recent = state.history.tail(self.config.backbone.max_events).items
+        if len(recent) == 0:
+            return [("popular with people like you", None)] * len(places)
+        with torch.inference_mode():
+            cosine = self._directions[torch.from_numpy(places)] @ self._directions[torch.from_numpy(recent)].T
+        nearest = cosine.max(1)
+        return [
+            (f"goes with {self.titles[recent[event]]}", self.vocabulary.ids[recent[event]])
+            if value > _NEAR
+            else ("fits your recent choices", None)
+            for value, event in zip(nearest.values.tolist(), nearest.indices.tolist(), strict=True)
+        ]

@@ -1,0 +1,232 @@
+"""Model folders: safetensors for every number, JSON for every name, a manifest with the hash of each file.
+
+A folder is written under another name, synced and renamed, so it is complete or absent; on reading, every file's
+hash is checked, and nothing is executed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from palate.backbone.transformer import Backbone
+from palate.config import Config
+from palate.data.episodes import History
+from palate.data.vocabulary import Vocabulary
+from palate.encoders.attributes import AttributeEncoder
+from palate.errors import ModelError, PalateError
+from palate.meta.evidence import FeatureSpace, Rotation
+from palate.meta.learner import Items
+
+if TYPE_CHECKING:
+    from palate.recommend.recommender import Recommender
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+_FILES = ("model.safetensors", "people.safetensors", "vocabulary.json", "model.json")
+
+
+def identify(recommender: "Recommender") -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of the trained weights."""
+    return hashlib.sha256(save(_weights(recommender))).hexdigest()[:16]
+
+
+def save_recommender(recommender: "Recommender", folder: Path) -> None:
+    """Write a model folder; one that is there already is replaced only when the new one is complete.
+
+    Raises:
+        ModelError: the folder cannot be written, or holds something else than a model.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MANIFEST).exists())):
+        raise ModelError(f"{folder}: exists and is no model folder; choose another name")
+    names = {
+        "format": FORMAT,
+        "model_id": recommender.model_id,
+        "config": recommender.config.to_dict(),
+        "num_trained": recommender.num_trained,
+        "unseen_popularity": recommender.unseen_popularity,
+        "titles": recommender.titles,
+        "item_encoder": recommender.item_encoder.to_dict(),
+        "profile_encoder": recommender.profile_encoder.to_dict(),
+        "users": list(recommender.users),
+        "training": dict(recommender.training),
+    }
+    contents = dict(
+        zip(
+            _FILES,
+            (
+                save(_weights(recommender) | _derived(recommender)),
+                save(_people(recommender)),
+                recommender.vocabulary.to_json().encode(),
+                json.dumps(names, ensure_ascii=False).encode(),
+            ),
+            strict=True,
+        )
+    )
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    contents[_MANIFEST] = json.dumps({"format": FORMAT, "sha256": hashes}, indent=2).encode()
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        temporary.mkdir(parents=True)
+        for name, content in contents.items():
+            with (temporary / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be written ({error.strerror}); nothing was changed") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_recommender(folder: Path) -> "Recommender":
+    """Read a model folder.
+
+    Raises:
+        ModelError: it is missing, incomplete, altered, of another version, or holds a NaN.
+    """
+    contents = _read_verified(folder)
+    try:
+        tensors = load(contents["model.safetensors"])
+        people = load(contents["people.safetensors"])
+        names = json.loads(contents["model.json"])
+        vocabulary = Vocabulary.from_json(contents["vocabulary.json"].decode())
+        _refuse_non_finite(tensors, folder)
+        return _assemble(tensors, people, names, vocabulary)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{folder}: not a Palate model ({str(error).splitlines()[0]})") from None
+    except PalateError as error:
+        raise ModelError(str(error) if str(error).startswith(str(folder)) else f"{folder}: {error}") from None
+
+
+def _weights(recommender: "Recommender") -> dict[str, Tensor]:
+    """Everything that was trained or fitted."""
+    tensors = {f"backbone.{name}": value for name, value in recommender.backbone.state_dict().items()}
+    tensors |= {f"params.{name}": value for name, value in recommender.params.items()}
+    tensors |= {
+        "content_rotation.mean": recommender.content_rotation.mean,
+        "content_rotation.axes": recommender.content_rotation.axes,
+        "vector_rotation.mean": recommender.space.vector_rotation.mean,
+        "vector_rotation.axes": recommender.space.vector_rotation.axes,
+        "content_to_evidence": recommender.space.content_to_evidence,
+    }
+    return {name: value.detach().contiguous() for name, value in tensors.items()}
+
+
+def _derived(recommender: "Recommender") -> dict[str, Tensor]:
+    items = recommender.items
+    return {f"items.{name}": value.contiguous() for name, value in items._asdict().items()}
+
+
+def _people(recommender: "Recommender") -> dict[str, Tensor]:
+    """Histories end to end, with where each begins."""
+    histories = list(recommender.users.values())
+
+    def joined(arrays: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.concatenate(arrays)) if arrays else torch.zeros(0)
+
+    def starts(arrays: list[np.ndarray]) -> Tensor:
+        return torch.tensor(np.cumsum([0, *map(len, arrays)]), dtype=torch.int64)
+
+    items = [history.items for history in histories]
+    refused = [history.refused for history in histories]
+    return {
+        "items": joined(items),
+        "items.starts": starts(items),
+        "times": joined([history.times for history in histories]),
+        "refused": joined(refused),
+        "refused.starts": starts(refused),
+        "profiles": torch.stack(list(recommender.profiles.values())).contiguous(),
+    }
+
+
+def _read_verified(folder: Path) -> dict[str, bytes]:
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such model folder; train one with `palate train` or `palate demo`")
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        version, hashes = manifest["format"], manifest["sha256"]
+        if version != FORMAT:
+            raise ModelError(f"{folder}: written in format {version}, this version reads {FORMAT}; train it again")
+        contents = {name: (folder / name).read_bytes() for name in _FILES}
+    except FileNotFoundError as error:
+        name = Path(str(error.filename)).name
+        raise ModelError(f"{folder}: {name} is missing, so this is no complete model; train it again") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder}/{_MANIFEST}: unreadable ({str(error).splitlines()[0]}); train it again") from None
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest() != hashes.get(name):
+            raise ModelError(f"{folder}/{name}: differs from what was saved (SHA-256); restore it or train again")
+    return contents
+
+
+def _refuse_non_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise ModelError(f"{folder}/model.safetensors: tensor {name!r} holds a NaN or infinity; train it again")
+
+
+def _assemble(
+    tensors: Mapping[str, Tensor],
+    people: Mapping[str, Tensor],
+    names: Mapping[str, Any],
+    vocabulary: Vocabulary,
+) -> "Recommender":
+    from palate.recommend.recommender import Recommender
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    config = Config.from_dict(names["config"], source="model.json")
+    state = part("backbone.")
+    profile_encoder = AttributeEncoder.from_dict(names["profile_encoder"])
+    backbone = Backbone(config.backbone, state["items.content"], profile_encoder.dim)
+    backbone.load_state_dict(state)
+    backbone.eval()
+    bounds, refusals = people["items.starts"].tolist(), people["refused.starts"].tolist()
+    items, times, refused = (people[name].numpy() for name in ("items", "times", "refused"))
+    users = {
+        user: History(
+            items[bounds[row] : bounds[row + 1]],
+            times[bounds[row] : bounds[row + 1]],
+            refused[refusals[row] : refusals[row + 1]].astype(np.int64),
+        )
+        for row, user in enumerate(names["users"])
+    }
+    return Recommender(
+        config=config,
+        model_id=names["model_id"],
+        backbone=backbone,
+        params=part("params."),
+        items=Items(**part("items.")),
+        num_trained=names["num_trained"],
+        vocabulary=vocabulary,
+        titles=tuple(names["titles"]),
+        item_encoder=AttributeEncoder.from_dict(names["item_encoder"]),
+        profile_encoder=profile_encoder,
+        content_rotation=Rotation(tensors["content_rotation.mean"], tensors["content_rotation.axes"]),
+        space=FeatureSpace(
+            Rotation(tensors["vector_rotation.mean"], tensors["vector_rotation.axes"]),
+            tensors["content_to_evidence"],
+        ),
+        unseen_popularity=names["unseen_popularity"],
+        users=users,
+        profiles=dict(zip(names["users"], people["profiles"], strict=True)),
+        training=names["training"],
+    )
