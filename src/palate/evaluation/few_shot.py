@@ -1,0 +1,232 @@
+"""The few-shot curve: how good a newcomer's list is after N = 0, 1, 2, 3, 5, … distinct items.
+
+Every person is one that training has never seen. The first N distinct items are the support, all later ones are
+relevant, the whole catalogue is ranked and the support is removed. The same people are used at every N, so that the
+points of the curve can be compared. Baselines get their settings from newcomers in the training data, never from the
+people judged here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from palate.baselines import BASELINES, Scorer, select
+from palate.config import Config, EvaluationConfig
+from palate.data.episodes import History, build_histories, purchase_matrix
+from palate.data.splitting import Split
+from palate.data.vocabulary import Vocabulary
+from palate.errors import DataError
+from palate.evaluation.significance import bootstrap_interval, paired_difference
+from palate.metrics import RANKING_METRICS, coverage_at_k, ndcg_at_k, top_k
+from palate.pipeline import newcomers_of, split_newcomers
+from palate.progress import StageHandle
+from palate.recommend.recommender import Recommender
+
+ScoreHistories = Callable[[Sequence[History]], Float[np.ndarray, "user item"]]
+"""Scores of the whole catalogue for people of whom these histories are known; row i is always the same person."""
+
+
+class Judged(NamedTuple):
+    """A model under evaluation."""
+
+    name: str
+    kind: str
+    """palate, ablation or baseline."""
+    config: Mapping[str, Any]
+    score: ScoreHistories
+
+
+class Newcomers(NamedTuple):
+    """The people to judge on, in the order of their ids."""
+
+    ids: tuple[str, ...]
+    histories: tuple[History, ...]
+    profiles: Float[Tensor, "user profile"]
+
+
+def newcomers_after(split: Split, users: pl.DataFrame, model: Recommender, config: EvaluationConfig) -> Newcomers:
+    """Collect the cold users with enough distinct items that the model knows from training.
+
+    Raises:
+        DataError: there is none.
+    """
+    trained = Vocabulary(model.vocabulary.ids[: model.num_trained])
+    events = split.cold_user_events.filter(pl.col("item_id").is_in(list(trained.ids)))
+    # Only choices: what a person refuses later than the support is neither known nor a target.
+    events = events.filter(~pl.col("event_type").is_in(list(model.config.negative_events)))
+    histories = {
+        user: history
+        for user, history in build_histories(events, trained, model.config.negative_events).items()
+        if len(history.items) >= config.min_items
+    }
+    if not histories:
+        raise DataError(
+            f"evaluation: no cold user has {config.min_items} distinct items; lower evaluation.min_items or cut earlier"
+        )
+    names = [column.name for column in model.profile_encoder.columns]
+    rows = pl.DataFrame({"user_id": list(histories)}).join(users, on="user_id", how="left", maintain_order="left")
+    profiles = [model.encode_profile(row) for row in rows.select(names).iter_rows(named=True)] if names else []
+    stacked = torch.stack(profiles) if profiles else torch.zeros(len(histories), 0)
+    return Newcomers(tuple(histories), tuple(histories.values()), stacked)
+
+
+def palate_models(model: Recommender, people: Newcomers) -> list[Judged]:
+    """The recommender as it is served, and its backbone without fast weights."""
+    known = model.num_trained
+    return [
+        Judged(
+            "Palate",
+            "palate",
+            {"learner": model.config.meta.learner},
+            lambda histories: model.score_many(histories, people.profiles)[:, :known],
+        ),
+        Judged(
+            "backbone alone",
+            "ablation",
+            {},
+            lambda histories: model.backbone_scores(histories, people.profiles)[:, :known],
+        ),
+    ]
+
+
+def fit_baselines(model: Recommender, config: Config, stage: StageHandle) -> list[Judged]:
+    """Choose each baseline's setting on the validation newcomers in the training data, then fit it on everyone."""
+    others, newcomers = newcomers_of(model.users, config)
+    validating = list(split_newcomers(newcomers)[1].values())
+    matrix = purchase_matrix(others.values(), model.num_trained)
+    everyone = purchase_matrix(model.users.values(), model.num_trained)
+
+    def validate(scorer: Scorer) -> float:
+        score = baseline_scores(scorer)
+        curve = []
+        for size in config.meta.support_sizes:
+            people = [history for history in validating if len(history.items) >= size + config.meta.min_query]
+            if people:
+                ranked = rank(score, people, size, 10)
+                curve.append(ndcg_at_k(ranked, later_items(people, size, model.num_trained)).mean())
+        return float(np.mean(curve))
+
+    judged = []
+    for place, (name, entry) in enumerate(BASELINES.items(), start=1):
+        stage.step(place, len(BASELINES), name)
+        selection = select(entry, matrix, validate)
+        scorer = entry.fit(everyone, selection.config)
+        judged.append(Judged(name, "baseline", asdict(selection.config), baseline_scores(scorer)))
+    return judged
+
+
+def baseline_scores(scorer: Scorer) -> ScoreHistories:
+    """Let a baseline read histories."""
+    return lambda histories: scorer([history.items for history in histories])
+
+
+def few_shot_curve(
+    models: Sequence[Judged],
+    people: Newcomers,
+    num_items: int,
+    config: EvaluationConfig,
+    *,
+    seed: int,
+    targets_from: int | None = None,
+) -> dict[str, Any]:
+    """Judge every model at every support size; the result is plain values, see docs/evaluation.md for its fields.
+
+    What counts as relevant are the items after the support, or after the first `targets_from` where given.
+
+    Raises:
+        NumericalError: a model scored NaN.
+    """
+    sizes = [size for size in config.support_sizes if size < config.min_items]
+    names = {name: f"{_SHORT.get(name, name)}@{config.k}" for name in RANKING_METRICS}
+    values: dict[str, dict[int, dict[str, Float[np.ndarray, "user"]]]] = {}
+    coverage: dict[str, list[dict[str, Any]]] = {}
+    for model in models:
+        values[model.name] = {}
+        coverage[model.name] = []
+        for size in sizes:
+            ranked = rank(model.score, people.histories, size, config.k)
+            relevant = later_items(people.histories, targets_from or size, num_items)
+            values[model.name][size] = {
+                names[metric]: function(ranked, relevant) for metric, function in RANKING_METRICS.items()
+            }
+            share = coverage_at_k(ranked, num_items)
+            coverage[model.name].append({"n": size, "mean": share, "low": None, "high": None})
+
+    def point(size: int, per_user: Float[np.ndarray, "user"]) -> dict[str, Any]:
+        interval = bootstrap_interval(per_user, num_resamples=config.num_resamples, seed=seed)
+        return {"n": size, "mean": interval.mean, "low": interval.low, "high": interval.high}
+
+    main = f"ndcg@{config.k}"
+    return {
+        "metric": main,
+        "support_sizes": sizes,
+        "num_users": len(people.histories),
+        "models": [
+            {
+                "name": model.name,
+                "kind": model.kind,
+                "config": dict(model.config),
+                "metrics": {
+                    metric: [point(size, values[model.name][size][metric]) for size in sizes]
+                    for metric in names.values()
+                }
+                | {f"coverage@{config.k}": coverage[model.name]},
+            }
+            for model in models
+        ],
+        "comparisons": compare(
+            models, {m: {n: v[main] for n, v in c.items()} for m, c in values.items()}, config, seed
+        ),
+    }
+
+
+def compare(
+    models: Sequence[Judged],
+    values: Mapping[str, Mapping[int, Float[np.ndarray, "user"]]],
+    config: EvaluationConfig,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Set Palate against the best other model at each support size, on the same people."""
+    palate = next(model.name for model in models if model.kind == "palate")
+    others = [model.name for model in models if model.name != palate]
+    rows = []
+    for size, ours in values[palate].items():
+        best = max(others, key=lambda name: float(values[name][size].mean()))
+        difference = paired_difference(ours, values[best][size], num_resamples=config.num_resamples, seed=seed)
+        rows.append(
+            {
+                "n": size,
+                "best_baseline": best,
+                "difference": difference.mean,
+                "low": difference.low,
+                "high": difference.high,
+                "relative": None if difference.relative is None else difference.relative.mean,
+                "significant": difference.significant,
+            }
+        )
+    return rows
+
+
+def rank(score: ScoreHistories, histories: Sequence[History], size: int, k: int) -> Int[np.ndarray, "user place"]:
+    """Each person's list after `size` items, those removed."""
+    scores = score([history.head(size) for history in histories])
+    for row, history in enumerate(histories):
+        scores[row, history.items[:size]] = -np.inf
+    return top_k(scores, k)
+
+
+def later_items(histories: Sequence[History], size: int, num_items: int) -> Bool[np.ndarray, "user item"]:
+    """Mark the items that come after the first `size`."""
+    relevant = np.zeros((len(histories), num_items), dtype=bool)
+    for row, history in enumerate(histories):
+        relevant[row, history.items[size:]] = True
+    return relevant
+
+
+_SHORT = {"average_precision": "map"}
