@@ -1,7 +1,7 @@
-"""How long one person's list takes: adapt to 10 events and rank the whole catalogue, model warm, one thread, in-process.
+"""How long one person's list takes: adapt to 10 events and rank the catalogue, model warm, one thread, in-process.
 
-Prints microseconds (median, 95th percentile) and the ratio to EASE fold-in, the cheapest personal peer, in the same run:
-its closed-form scoring of the same supports, without adaptation, context or reasons.
+Prints microseconds (median, 95th percentile) and the ratio to EASE fold-in, the cheapest personal peer, in the same
+run: its closed-form scoring of the same supports, without adaptation, context or reasons.
 
     python benchmarks/recommend_latency.py [MODEL_FOLDER]      (default: the model that was trained last)
 """

@@ -19,7 +19,7 @@ import palate
 from palate.backbone.checkpoint import write_atomically
 from palate.config import Config, DataConfig, EvaluationConfig, read_config
 from palate.data.dataset import Dataset
-from palate.errors import ConfigError, ModelError, PalateError
+from palate.errors import ConfigError, DataError, ModelError, PalateError
 from palate.evaluation.report import few_shot_table, headline, write_report
 from palate.progress import Reporter
 from palate.recommend import Recommendation, Recommender
@@ -200,7 +200,13 @@ def recommend(
         who = palate.read_events(events)
     elif items is not None:
         who = [item.strip() for item in items.split(",") if item.strip()]
-    lines = recommender.recommend(who, k, profile=attributes or None, exclude=exclude or (), include_seen=include_seen)
+    try:
+        lines = recommender.recommend(
+            who, k, profile=attributes or None, exclude=exclude or (), include_seen=include_seen
+        )
+    except DataError as error:
+        # The library speaks of "events"; whoever typed a file name should read it again.
+        raise DataError(str(error).replace("events:", f"{events or '--items'}:", 1)) from None
     _print_list(lines, as_json)
 
 

@@ -14,6 +14,7 @@ from palate.data.sources import load, read_csv, read_parquet
 from palate.encoders.attributes import AttributeConfig
 from palate.encoders.text import TextConfig
 from palate.errors import ConfigError
+from palate.meta import find_learner
 from palate.meta.evidence import EvidenceConfig
 from palate.meta.training import MetaConfig
 
@@ -92,6 +93,9 @@ class Config:
     meta: MetaConfig = field(default_factory=MetaConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    def __post_init__(self) -> None:
+        find_learner(self.meta.learner)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values that JSON takes."""
         return asdict(self)
@@ -117,7 +121,7 @@ def read_config(path: str | Path) -> Config:
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; `palate train --help` shows an example") from None
+        raise ConfigError(f"{path}: no such file; `palate config` prints an example") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: not readable as TOML ({error})") from None
     return Config.from_dict(values, source=str(path))

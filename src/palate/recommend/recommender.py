@@ -311,7 +311,7 @@ class Recommender:
         features = self.encode_profile(profile)
         if events.is_empty():
             return EMPTY_HISTORY, features
-        if "user_id" not in events.columns:
+        if "user_id" not in events.columns or (events["user_id"] == "").all():
             events = events.with_columns(user_id=pl.lit("anonymous"))
         log = validate_interactions(events, source="events")
         people = log["user_id"].unique(maintain_order=True).to_list()

@@ -1,0 +1,126 @@
+"""What many tests share: a small world whose right answer is planted in it, and a model trained on its first part."""
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from palate.backbone.pretraining import PretrainingConfig
+from palate.backbone.transformer import BackboneConfig
+from palate.config import Config, EvaluationConfig
+from palate.data.catalog import Catalog, Profiles
+from palate.data.dataset import Dataset
+from palate.data.log import validate_interactions
+from palate.data.splitting import temporal_split
+from palate.encoders.attributes import AttributeConfig
+from palate.encoders.text import TextConfig
+from palate.meta.evidence import EvidenceConfig
+from palate.meta.training import MetaConfig
+from palate.pipeline import train
+from palate.recommend import Recommender
+
+START = datetime(2024, 1, 1)
+CUT = START + timedelta(days=140)
+# An item id says its taste (garden-03), so that a test can ask what a list is about; a model never reads ids.
+WORDS = {
+    "garden": ("spade", "seeds", "flower pot", "watering can", "hose", "rake", "trellis", "compost"),
+    "kitchen": ("saucepan", "whisk", "frying pan", "ladle", "mixing bowl", "teapot", "chopping board", "grater"),
+    "toys": ("teddy bear", "puzzle", "doll", "toy train", "building blocks", "kite", "board game", "marbles"),
+}
+COUNTRIES = {"garden": "France", "kitchen": "Italy", "toys": "Spain"}
+NUM_USERS, ITEMS_PER_TASTE, NUM_LATE_USERS, LATE_ITEMS_PER_TASTE = 150, 20, 40, 3
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shop() -> Dataset:
+    """150 people of three tastes, 60 items, 200 days; a person's choices are of their taste nine times in ten.
+
+    The last 40 people and the last 3 items of each taste come after the cut; a choice in twenty is cancelled.
+    """
+    rng = np.random.default_rng(7)
+    tastes = list(WORDS)
+    items = [f"{taste}-{place:02}" for taste in tastes for place in range(ITEMS_PER_TASTE)]
+    early = [place for place in range(ITEMS_PER_TASTE - LATE_ITEMS_PER_TASTE)]
+    events, people = [], []
+    for row in range(NUM_USERS):
+        user, taste, late = f"user-{row:03}", tastes[row % 3], row >= NUM_USERS - NUM_LATE_USERS
+        country = COUNTRIES[taste] if rng.random() < 0.7 else str(rng.choice(list(COUNTRIES.values())))
+        people.append({"user_id": user, "country": country if rng.random() < 0.9 else None, "age": 20.0 + row % 40})
+        begin = CUT if late else START
+        span = 60 if late else 130 - row * 0.5
+        seconds = np.sort(rng.uniform(0, span * 86_400, 14 + row % 5))
+        for offset in seconds:
+            chosen = taste if rng.random() < 0.9 else str(rng.choice(tastes))
+            places = range(ITEMS_PER_TASTE) if late else early
+            item = f"{chosen}-{rng.choice(places):02}"
+            when = begin + timedelta(seconds=int(offset))
+            events.append((user, item, "purchase", when))
+            if rng.random() < 0.05:
+                events.append((user, item, "cancel", when + timedelta(minutes=1)))
+    frame = pl.DataFrame(events, schema=["user_id", "item_id", "event_type", "timestamp"], orient="row")
+    catalog = pl.DataFrame(
+        {
+            "item_id": items,
+            "title": [_title(item, rng) for item in items],
+            "price": rng.lognormal(2, 0.5, len(items)).round(2),
+        }
+    )
+    return Dataset(
+        "shop",
+        validate_interactions(frame, source="shop"),
+        Catalog.infer(catalog),
+        Profiles.infer(pl.DataFrame(people)),
+    )
+
+
+@pytest.fixture(scope="session")
+def early_shop(shop: Dataset) -> Dataset:
+    """The events before the cut; the catalogue and the profiles are whole."""
+    return replace(shop, interactions=temporal_split(shop, CUT).train)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Settings under which the shop is trained in seconds."""
+    return Config(
+        text=TextConfig(cache_dir=str(tmp_path_factory.mktemp("texts"))),
+        attributes=AttributeConfig(numeric="log-standard"),
+        backbone=BackboneConfig(dim=16, num_layers=1, num_heads=2, max_events=16, dropout=0.1),
+        pretraining=PretrainingConfig(num_epochs=4, batch_size=16, learning_rate=5e-3, warmup_steps=5),
+        evidence=EvidenceConfig(rank=24, content_dim=16, shrink=5.0),
+        meta=MetaConfig(
+            support_sizes=(0, 1, 3, 5), min_items=8, min_query=3, num_steps=20, batch_size=16, validate_every=10
+        ),
+        evaluation=EvaluationConfig(
+            cut=CUT.isoformat(), support_sizes=(0, 1, 3, 5), k=5, min_items=8, num_resamples=200
+        ),
+    )
+
+
+@pytest.fixture(scope="session")
+def model(early_shop: Dataset, tiny: Config) -> Recommender:
+    """Trained on the shop before the cut; it knows the later items by their content alone."""
+    return train(early_shop, tiny)
+
+
+@pytest.fixture(scope="session")
+def saved_model(model: Recommender, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the model; copy it before damaging it."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    model.save(folder)
+    return folder
+
+
+def _title(item: str, rng: np.random.Generator) -> str:
+    taste, place = item.split("-")
+    words = WORDS[taste]
+    colour = ("red", "blue", "small", "large", "wooden")[int(rng.integers(5))]
+    return f"{colour} {taste} {words[int(place) % len(words)]}"
