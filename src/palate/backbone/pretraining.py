@@ -23,13 +23,17 @@ class PretrainingConfig:
     """How the backbone is trained."""
 
     num_epochs: int = 12
+    """Passes over all people."""
     batch_size: int = 32
     """People a step."""
     learning_rate: float = 2e-3
     """Peak; warmed up over `warmup_steps`, then linear down to 2 %."""
     warmup_steps: int = 50
+    """Steps until the learning rate has its peak."""
     weight_decay: float = 0.01
+    """Of AdamW, on all weights."""
     clip_norm: float = 1.0
+    """Largest norm of a step's gradient."""
     decay: float = 0.6
     """Weight of each item to come relative to the one before it, as a target (0: the next item alone)."""
     positions_per_user: int = 16

@@ -25,10 +25,13 @@ class BackboneConfig:
     dim: int = 64
     """Width of item vectors and of the transformer."""
     num_layers: int = 2
+    """Transformer blocks; 0 leaves the last position's own token alone."""
     num_heads: int = 2
+    """Attention heads; a divisor of dim."""
     max_events: int = 64
     """Distinct items of a person that are read, the most recent ones."""
     dropout: float = 0.3
+    """On tokens, attention weights and both residual branches."""
     id_dropout: float = 0.1
     """Share of items whose id embedding is left out in a training step, so that content alone can stand in."""
 
@@ -126,14 +129,14 @@ class Backbone(nn.Module):
         dim = config.dim
         self.config = config
         self.items = ItemTower(content, dim, config.id_dropout)
-        self.profile = nn.Linear(num_profile_features, dim)
+        # Not an nn.Linear: data without profiles has no features, and its first token is `start` alone.
+        self.profile = nn.Parameter(torch.randn(num_profile_features, dim) * 0.02)
+        self.start = nn.Parameter(torch.zeros(dim))
         self.position = nn.Parameter(torch.randn(config.max_events + 1, dim) * 0.02)
         self.gap = nn.Parameter(torch.randn(NUM_GAPS, dim) * 0.02)
         self.blocks = nn.ModuleList(Block(dim, config.num_heads, config.dropout) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, dim)
-        nn.init.normal_(self.profile.weight, std=0.02)
-        nn.init.zeros_(self.profile.bias)
 
     def forward(
         self,
@@ -150,7 +153,8 @@ class Backbone(nn.Module):
             raise ValueError(f"sequences hold {width} events; the backbone reads {self.config.max_events}")
         scale = 0.3 * math.sqrt(self.config.dim)
         tokens = vectors[sequences.items] * scale + self.gap[sequences.gaps]
-        x = torch.cat([self.profile(profiles)[:, None], tokens], dim=1) + self.position[: width + 1]
+        first = profiles @ self.profile + self.start
+        x = torch.cat([first[:, None], tokens], dim=1) + self.position[: width + 1]
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x)

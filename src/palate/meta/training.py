@@ -37,9 +37,11 @@ class MetaConfig:
     min_query: int = 5
     """Distinct items that an episode keeps for its query."""
     num_steps: int = 300
+    """Steps of the outer loop (Adam)."""
     batch_size: int = 64
     """Episodes a step."""
     learning_rate: float = 0.003
+    """Of the outer loop at the start; falls linearly."""
     prior_pull: float = 10.0
     """Quadratic pull of the prior mean to zero: newcomers of one season must not teach the next what to expect."""
     validate_every: int = 25

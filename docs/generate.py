@@ -1,0 +1,85 @@
+"""Write docs/cli.md and docs/configuration.md from the program itself; `--check` fails where they are out of date."""
+
+import ast
+import inspect
+import sys
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from typer.main import get_command
+
+from palate.cli import app
+from palate.config import Config
+
+HERE = Path(__file__).parent
+
+
+def command_line() -> str:
+    """Every command with its options, from the help texts."""
+    group: Any = get_command(app)
+    parts = ["# Command line", "", "Written by `make docs` from the program's own help.", ""]
+    for name, command in group.commands.items():
+        parts += [f"## palate {name}", "", inspect.cleandoc(command.help or ""), "", "| option | meaning | default |"]
+        parts += ["|---|---|---|"]
+        for parameter in command.params:
+            names = ", ".join(f"`{option}`" for option in parameter.opts) if parameter.opts else parameter.name
+            default = "" if parameter.default in (None, False) or parameter.required else f"`{parameter.default}`"
+            help_text = (getattr(parameter, "help", None) or "").replace("|", "\\|")
+            parts.append(f"| {names} | {help_text} | {'required' if parameter.required else default} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def configuration() -> str:
+    """Every setting with its default and docstring, table by table."""
+    parts = [
+        "# Configuration",
+        "",
+        "Written by `make docs` from the settings' own docstrings. `palate config` prints an",
+    ]
+    parts += ["example file. A setting that is left out keeps its default.", ""]
+    tables: list[tuple[str, type[Any]]] = [("", Config)]
+    while tables:
+        prefix, table = tables.pop(0)
+        hints, notes = get_type_hints(table), _docstrings(table)
+        parts += [
+            f"## [{prefix}]" if prefix else "## Top level",
+            "",
+            "| setting | default | meaning |",
+            "|---|---|---|",
+        ]
+        for setting in fields(table):
+            if is_dataclass(hints[setting.name]):
+                tables.append((setting.name, hints[setting.name]))  # type: ignore[arg-type]
+                continue
+            default = setting.default_factory() if setting.default is MISSING else setting.default  # type: ignore[misc]
+            parts.append(f"| `{setting.name}` | `{default!r}` | {notes.get(setting.name, '')} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _docstrings(table: type[Any]) -> dict[str, str]:
+    """The string under each field of a dataclass, on one line."""
+    body = ast.parse(inspect.cleandoc(inspect.getsource(table))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    notes: dict[str, str] = {}
+    for statement, following in zip(body.body, body.body[1:], strict=False):
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr):
+            assert isinstance(statement.target, ast.Name)
+            notes[statement.target.id] = " ".join(ast.literal_eval(following.value).split()).replace("|", "\\|")
+    return notes
+
+
+def main() -> None:
+    """Write the pages, or compare them."""
+    pages = {HERE / "cli.md": command_line(), HERE / "configuration.md": configuration()}
+    stale = [path for path, text in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    if "--check" in sys.argv:
+        sys.exit(f"out of date: {', '.join(path.name for path in stale)}; run `make docs`" if stale else 0)
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
