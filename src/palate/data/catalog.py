@@ -12,8 +12,7 @@ import polars as pl
 from palate.data.log import require_columns, validate_items, validate_users
 from palate.errors import DataError
 
-# Columns taken as an item's text, the best first; the others of these are free text and therefore no
-# categories.
+# Columns taken as an item's text, the best first; the others of these are free text, not categories.
 TEXT_NAMES = ("title", "name", "description", "text")
 
 

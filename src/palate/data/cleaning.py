@@ -5,8 +5,7 @@ cancellations, postage, corrections and typing errors in between. Two principles
 
 * A row is judged by itself and by earlier rows only. Cleaning the log up to any moment gives the same events,
   titles and prices as cleaning all of it and then cutting there, so no later knowledge leaks into training.
-* A purchase that is cancelled later did happen: it stays, and the cancellation becomes an event of its own
-  time.
+* A purchase that is cancelled later did happen: it stays, and the cancellation is an event of its own time.
 """
 
 from dataclasses import asdict, dataclass
@@ -242,8 +241,7 @@ def _with_pieces(rows: pl.DataFrame) -> pl.DataFrame:
     """
     key = ["CustomerID", "StockCode"]
     numbered = rows.with_row_index("row")
-    # Few customers ever return a thing, and only their rows need a walk: twenty times faster than walking
-    # all.
+    # Few customers ever return a thing, and only their rows need a walk: twenty times faster than for all.
     returned = numbered.filter("is_cancel").select(key).unique()
     walk = numbered.join(returned, on=key, how="semi", maintain_order="left").with_columns(
         walk=pl.col("Quantity").cum_sum().over(key)

@@ -67,8 +67,7 @@ class Dataset:
         }
 
     def fingerprint(self) -> str:
-        """Return the SHA-256, in hexadecimal, of all values in the three tables and the parts of their
-        columns.
+        """Return the hexadecimal SHA-256 of all values in the three tables and the parts of their columns.
 
         Equal content gives the same digest on every run and machine; the name and the cleaning report do not
         count.

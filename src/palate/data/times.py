@@ -65,8 +65,7 @@ def _from_seconds(values: pl.Series) -> pl.Series:
     readable = seconds.is_finite() & (seconds.abs() < _MAX_SECONDS)
     if len(values) > values.null_count() and bool(is_day.all()):
         readable = pl.Series([False] * len(values))
-    # A float64 holds today's unix time in steps of 0.2 microseconds, so one rounding gives the exact
-    # microsecond.
+    # A float64 holds today's unix time in steps of 0.2 microseconds, so one rounding is exact.
     return (seconds.set(~readable, None) * 1e6).round(0).cast(pl.Int64).cast(pl.Datetime("us"))
 
 
