@@ -1,6 +1,7 @@
 """Every setting of a training run, as one frozen value; TOML in, JSON with the saved model out."""
 
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -75,6 +76,18 @@ class EvaluationConfig:
     num_resamples: int = 2000
     """Bootstrap resamples behind each interval."""
 
+    def __post_init__(self) -> None:
+        sizes = self.support_sizes
+        if not sizes or min(sizes) < 0 or list(sizes) != sorted(set(sizes)):
+            raise ConfigError(f"evaluation.support_sizes is {sizes}; expected rising sizes from 0 on")
+        if self.min_items <= min(sizes):
+            raise ConfigError(
+                f"evaluation.min_items is {self.min_items}; it must be above the smallest of support_sizes {sizes}"
+            )
+        for name in ("k", "num_resamples"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"evaluation.{name} is {getattr(self, name)}; it must be at least 1")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -85,15 +98,25 @@ class Config:
     negative_events: tuple[str, ...] = ("cancel", "return", "dislike", "skip")
     """Event types that say no."""
     data: DataConfig = field(default_factory=DataConfig)
+    """What to learn from."""
     text: TextConfig = field(default_factory=TextConfig)
+    """How item texts become vectors."""
     attributes: AttributeConfig = field(default_factory=lambda: AttributeConfig(numeric="log-standard"))
+    """How other attributes, of items and of people, become numbers."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The shared model."""
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    """How the shared model is trained."""
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
+    """The item features that a person's fast weights are over."""
     meta: MetaConfig = field(default_factory=MetaConfig)
+    """The meta-learner and its training."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How the model is judged."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 − 1")
         find_learner(self.meta.learner)
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,6 +181,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         if "Mapping" not in text:
             raise ConfigError(f"{where} is a table; expected {_describe(kind)}")
+        if not all(type(item) is str for item in value.values()):
+            raise ConfigError(f"{where} is {dict(value)!r}; expected text on both sides")
         return dict(value)
     if value is None and "None" in text:
         return None
@@ -171,6 +196,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     accepted = kind if isinstance(kind, type) else getattr(kind, "__args__", (kind,))
     if type(value) not in (accepted if isinstance(accepted, tuple) else (accepted,)):
         raise ConfigError(f"{where} is {value!r}; expected {_describe(kind)}")
+    if type(value) is float and not math.isfinite(value):
+        raise ConfigError(f"{where} is {value!r}; expected a finite number")
     return value
 
 

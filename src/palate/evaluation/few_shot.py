@@ -19,6 +19,7 @@ from torch import Tensor
 from palate.baselines import BASELINES, Scorer, select
 from palate.config import Config, EvaluationConfig
 from palate.data.episodes import History, build_histories, purchase_matrix
+from palate.data.log import require_columns
 from palate.data.splitting import Split
 from palate.data.vocabulary import Vocabulary
 from palate.errors import DataError
@@ -54,8 +55,10 @@ def newcomers_after(split: Split, users: pl.DataFrame, model: Recommender, confi
     """Collect the cold users with enough distinct items that the model knows from training.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or the profiles lack an attribute that the model was trained with.
     """
+    names = [column.name for column in model.profile_encoder.columns]
+    require_columns(users, names, source="profiles")
     trained = Vocabulary(model.vocabulary.ids[: model.num_trained])
     events = split.cold_user_events.filter(pl.col("item_id").is_in(list(trained.ids)))
     # Only choices: what a person refuses later than the support is neither known nor a target.
@@ -69,7 +72,6 @@ def newcomers_after(split: Split, users: pl.DataFrame, model: Recommender, confi
         raise DataError(
             f"evaluation: no cold user has {config.min_items} distinct items; lower evaluation.min_items or cut earlier"
         )
-    names = [column.name for column in model.profile_encoder.columns]
     rows = pl.DataFrame({"user_id": list(histories)}).join(users, on="user_id", how="left", maintain_order="left")
     profiles = [model.encode_profile(row) for row in rows.select(names).iter_rows(named=True)] if names else []
     stacked = torch.stack(profiles) if profiles else torch.zeros(len(histories), 0)

@@ -163,9 +163,10 @@ def example_customers(model: Recommender, dataset: Dataset, people: Newcomers) -
     profiles = {row["user_id"]: row for row in dataset.users.frame.iter_rows(named=True)}
     chosen = np.linspace(0, len(people.ids) - 1, min(NUM_EXAMPLES, len(people.ids))).astype(int)
     customers = []
+    attributes = [column.name for column in model.profile_encoder.columns]
     for row in chosen:
         user, history = people.ids[row], people.histories[row]
-        known = {name: value for name, value in profiles.get(user, {}).items() if name != "user_id"}
+        known = {name: value for name, value in profiles.get(user, {}).items() if name in attributes}
         support = [model.vocabulary.ids[item] for item in history.items[:EXAMPLE_SUPPORT]]
         later = {model.vocabulary.ids[item] for item in history.items[EXAMPLE_SUPPORT:]}
         customers.append(

@@ -16,7 +16,7 @@ from palate.backbone.transformer import Backbone
 from palate.config import Config
 from palate.data.catalog import Catalog
 from palate.data.episodes import EMPTY_HISTORY, History, build_histories, pack
-from palate.data.log import validate_interactions
+from palate.data.log import read_ids, require_columns, validate_interactions
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeEncoder
 from palate.errors import ConfigError, DataError, ModelError
@@ -122,12 +122,17 @@ class Recommender:
         Raises:
             DataError: as `adapt`, or an unknown id in a filter.
             ConfigError: k is below 1.
-            ModelError: the state was made by another model.
+            ModelError: the state was made by another model, or before items were added that this one lacks.
         """
         state = events if isinstance(events, State) else self.adapt(events, profile=profile)
         if state.model_id != self.model_id:
             raise ModelError(
                 f"the state was made by model {state.model_id}, this is {self.model_id}; adapt again from the events"
+            )
+        # `add_items` keeps the weights and so the model id: the state may know items that this catalogue lacks.
+        if max([*state.history.items, *state.history.refused], default=0) >= len(self.vocabulary):
+            raise ModelError(
+                f"the state names items beyond the {len(self.vocabulary):,} of this model; add those items to it first"
             )
         with torch.inference_mode():
             scores = self._learner.score(self.params, state.fast, self.items).numpy()
@@ -192,13 +197,20 @@ class Recommender:
         """Return a recommender that also lists the items of a catalogue that it does not know yet, by their content.
 
         Raises:
-            DataError: the catalogue lacks an attribute that the model was trained with.
+            DataError: the catalogue lacks an attribute or the text that the model was trained with.
         """
         frame = catalog.frame.filter(~pl.col("item_id").is_in(list(self.vocabulary.ids)))
         if frame.is_empty():
             return self
         new = replace(catalog, frame=frame)
         content = encode_content(new, self.item_encoder, self.config.text)
+        width = self.backbone.items.content.shape[1]
+        if content.shape[1] != width:
+            text = "no text column" if new.text is None else f"the text column {new.text!r}"
+            raise DataError(
+                f"catalogue: {text} gives {content.shape[1]} features an item, the model was trained with {width}; "
+                "describe the new items as in training"
+            )
         with torch.inference_mode():
             vectors = self.backbone.items.encode_new(content)
             features = self.space.new_items(self.content_rotation(content), vectors)
@@ -237,8 +249,9 @@ class Recommender:
                 {column.name: pl.Series([given.get(column.name)], dtype=kinds[column.kind]) for column in columns}
                 or {"": [None]}
             )
-        except TypeError as error:
-            raise DataError(f"profile {given}: {error}; expected text or numbers as in training") from None
+        except TypeError:
+            expected = ", ".join(f"{c.name}: {'a number' if c.kind == 'numeric' else 'text'}" for c in columns)
+            raise DataError(f"profile {given} has a value of the wrong type; expected {expected}") from None
         return torch.from_numpy(self.profile_encoder.transform(row)[0])
 
     def save(self, folder: str | Path) -> None:
@@ -311,8 +324,13 @@ class Recommender:
         features = self.encode_profile(profile)
         if events.is_empty():
             return EMPTY_HISTORY, features
-        if "user_id" not in events.columns or (events["user_id"] == "").all():
+        require_columns(events, ("item_id",), source="events")
+        owner = events.get_column("user_id", default=None)
+        if owner is None or (owner.dtype == pl.String and (owner == "").all()):
             events = events.with_columns(user_id=pl.lit("anonymous"))
+        if "timestamp" not in events.columns:  # the rows are in order then, and nothing is known of the gaps
+            seconds = pl.duration(seconds=pl.int_range(pl.len()))
+            events = events.with_columns(timestamp=pl.datetime(1970, 1, 1) + seconds)
         log = validate_interactions(events, source="events")
         people = log["user_id"].unique(maintain_order=True).to_list()
         if len(people) > 1:
@@ -320,7 +338,7 @@ class Recommender:
                 f'events, column "user_id": {len(people)} people ({people[0]!r}, {people[1]!r}, …); '
                 "pass the events of one person"
             )
-        self._places(events["item_id"].cast(pl.String).to_list())
+        self._places(read_ids(events["item_id"], source="events").to_list())
         histories = build_histories(log, self.vocabulary, self.config.negative_events)
         return histories[people[0]], features
 

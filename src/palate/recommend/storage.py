@@ -74,9 +74,11 @@ def save_recommender(recommender: "Recommender", folder: Path) -> None:
     )
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     contents[_MANIFEST] = json.dumps({"format": FORMAT, "sha256": hashes}, indent=2).encode()
+    folder = folder.resolve()  # "." has no name beside which to write, and of a link the target is replaced
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had the same id
         temporary.mkdir(parents=True)
         for name, content in contents.items():
             with (temporary / name).open("wb") as file:
@@ -107,10 +109,11 @@ def load_recommender(folder: Path) -> "Recommender":
         people = load(contents["people.safetensors"])
         names = json.loads(contents["model.json"])
         vocabulary = Vocabulary.from_json(contents["vocabulary.json"].decode())
-        _refuse_non_finite(tensors, folder)
+        _refuse_non_finite(tensors, folder / "model.safetensors")
+        _refuse_non_finite(people, folder / "people.safetensors")
         return _assemble(tensors, people, names, vocabulary)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ModelError(f"{folder}: not a Palate model ({str(error).splitlines()[0]})") from None
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"{folder}: not a Palate model ({' '.join(str(error).split())})") from None
     except PalateError as error:
         raise ModelError(str(error) if str(error).startswith(str(folder)) else f"{folder}: {error}") from None
 
@@ -161,7 +164,7 @@ def _read_verified(folder: Path) -> dict[str, bytes]:
         raise ModelError(f"{folder}: no such model folder; train one with `palate train` or `palate demo`")
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
-        version, hashes = manifest["format"], manifest["sha256"]
+        version, hashes = manifest["format"], dict(manifest["sha256"])
         if version != FORMAT:
             raise ModelError(f"{folder}: written in format {version}, this version reads {FORMAT}; train it again")
         contents = {name: (folder / name).read_bytes() for name in _FILES}
@@ -176,10 +179,10 @@ def _read_verified(folder: Path) -> dict[str, bytes]:
     return contents
 
 
-def _refuse_non_finite(tensors: Mapping[str, Tensor], folder: Path) -> None:
+def _refuse_non_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
     for name, value in tensors.items():
         if not torch.isfinite(value).all():
-            raise ModelError(f"{folder}/model.safetensors: tensor {name!r} holds a NaN or infinity; train it again")
+            raise ModelError(f"{file}: tensor {name!r} holds a NaN or infinity; train it again")
 
 
 def _assemble(
