@@ -48,7 +48,7 @@ def shop() -> Dataset:
     rng = np.random.default_rng(7)
     tastes = list(WORDS)
     items = [f"{taste}-{place:02}" for taste in tastes for place in range(ITEMS_PER_TASTE)]
-    early = [place for place in range(ITEMS_PER_TASTE - LATE_ITEMS_PER_TASTE)]
+    early = list(range(ITEMS_PER_TASTE - LATE_ITEMS_PER_TASTE))
     events, people = [], []
     for row in range(NUM_USERS):
         user, taste, late = f"user-{row:03}", tastes[row % 3], row >= NUM_USERS - NUM_LATE_USERS

@@ -200,7 +200,7 @@ def test_train_on_own_files_then_recommend_and_evaluate(shell: Shell, model: Rec
         num_resamples = 50
         """,
     )
-    result = shell.run("train", "--config", config, "--report", "out", "--threads", "1", "--json")
+    result = shell.run("train", "--config", config, "--report", "out", "--json")
     assert result.exit_code == 0, result.output
     trained = json.loads(result.stdout)
     assert trained["few_shot"]["num_users"] == 10
@@ -210,7 +210,7 @@ def test_train_on_own_files_then_recommend_and_evaluate(shell: Shell, model: Rec
     lines = json.loads(shell.run("recommend", "--items", "t0-1", "--json").stdout)
     assert lines
     assert all(line["item_id"].startswith("t") for line in lines)
-    again = shell.run("evaluate", "--threads", "1", "--json")
+    again = shell.run("evaluate", "--json")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["few_shot"] == trained["few_shot"]
 

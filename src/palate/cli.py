@@ -50,7 +50,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value o
 ModelOption = Annotated[
     Path | None, typer.Option("--model", help="Model folder. Default: the one that was trained last.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads. Default: all cores.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Processes that train side by side. Default: one a core.")
+]
 
 
 def home() -> Path:
@@ -97,7 +99,7 @@ def command(name: str) -> Callable[[Callable[Arguments, None]], Callable[Argumen
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for report.html and results.json.")] = Path("palate-demo"),
     seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
-    threads: ThreadsOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run the main job on the bundled Online Retail data, start to finish.
@@ -106,7 +108,7 @@ def demo(
     later beside six baselines, and shows three of them their lists. About three minutes on two cores.
     """
     config = replace(DEMO, seed=seed)
-    results = _train_and_judge(config, None, _model_folder("online-retail"), out, threads, as_json)
+    results = _train_and_judge(config, None, _model_folder("online-retail"), out, workers, as_json)
     if as_json:
         print(json.dumps(results))
         return
@@ -126,7 +128,7 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Folder of checkpoints: an interrupted run goes on from there.")
     ] = None,
-    threads: ThreadsOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model on your data.
@@ -136,7 +138,7 @@ def train(
     """
     settings = read_config(config)
     folder = out or _model_folder(config.stem)
-    results = _train_and_judge(settings, config.parent, folder, report, threads, as_json, resume)
+    results = _train_and_judge(settings, config.parent, folder, report, workers, as_json, resume)
     if as_json:
         print(json.dumps(results))
 
@@ -149,11 +151,10 @@ def evaluate(
     ] = None,
     cut: Annotated[str | None, typer.Option(help="ISO time. Default: the cut that the model was trained to.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.html and results.json.")] = None,
-    threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Judge a model on people that it has never seen: the few-shot curve, with intervals, beside the baselines."""
-    _set_threads(threads)
+    torch.set_num_threads(1)  # repeats are bit-identical
     recommender = find_model(model)
     source = read_config(config).data if config else recommender.config.data
     reporter = _reporter(as_json)
@@ -240,12 +241,12 @@ def _train_and_judge(
     base: Path | None,
     folder: Path,
     out: Path | None,
-    threads: int | None,
+    workers: int | None,
     as_json: bool,
     checkpoints: Path | None = None,
 ) -> dict[str, Any]:
     """Train; judge where the config sets a cut; only then save the model and write the report."""
-    _set_threads(threads)
+    torch.set_num_threads(1)  # repeats are bit-identical
     reporter = _reporter(as_json)
     if base is not None:
         config = replace(config, data=_absolute(config.data, base))
@@ -261,7 +262,9 @@ def _train_and_judge(
                 f"{split.cold_user_events['user_id'].n_unique():,} cold users and {len(split.cold_items):,} cold "
                 "items after"
             )
-    recommender = palate.train(learned, config, reporter=reporter, checkpoints=checkpoints)
+    recommender = palate.train(
+        learned, config, reporter=reporter, checkpoints=checkpoints, workers=workers or os.cpu_count() or 1
+    )
     results: dict[str, Any] = {}
     if cut is not None:
         results = palate.evaluate(recommender, dataset, reporter=reporter)
@@ -302,10 +305,6 @@ def _model_folder(name: str) -> Path:
 
 def _reporter(as_json: bool) -> Reporter:
     return Reporter(None if as_json else Console())
-
-
-def _set_threads(threads: int | None) -> None:
-    torch.set_num_threads(threads or os.cpu_count() or 1)
 
 
 def _show(results: dict[str, Any], out: Path | None, as_json: bool) -> None:

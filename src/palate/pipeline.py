@@ -7,7 +7,8 @@ The head is trained on people whom the shared model has never seen, because that
 (gates by support size, precisions, noise, the prior mean on content) carries over to the shared model of everyone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from palate.backbone.pretraining import pretrain
-from palate.backbone.transformer import Backbone
+from palate.backbone.ensemble import Ensemble, Job, Trained, run_jobs
 from palate.config import Config
 from palate.data.catalog import Catalog
 from palate.data.dataset import Dataset
@@ -60,24 +60,40 @@ class Prepared(NamedTuple):
 class Shared(NamedTuple):
     """A shared model fitted on some people."""
 
-    backbone: Backbone
+    backbone: Ensemble
     items: Items
     space: FeatureSpace
     unseen_popularity: float
-    losses: tuple[float, ...]
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread for a while: sums that threads share are not the same from run to run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def train(
     dataset: Dataset,
     config: Config | None = None,
     *,
     reporter: Reporter | None = None,
     checkpoints: Path | None = None,
+    workers: int = 1,
 ) -> Recommender:
     """Train on every event of a data set.
 
+    The backbones are independent of each other and can train in `workers` processes (a script that asks for more than
+    one must be guarded by `if __name__ == "__main__"`). Training uses one thread a process: the same data, config and
+    seed give the same model, bit for bit, on the same kind of machine.
+
     With `checkpoints`, a folder, the backbones write their progress there after each epoch and an interrupted run goes
-    on from it; the same data, config and seed give the same model.
+    on from it.
 
     Raises:
         DataError: too little data to train on.
@@ -94,30 +110,38 @@ def train(
     content = rotation(prepared.content)
     profiles = prepared.profiles
 
-    def fit(histories: Mapping[str, History], name: str, stage: StageHandle) -> Shared:
-        people = list(histories.values())
-        torch.manual_seed(config.seed)
-        backbone = Backbone(config.backbone, prepared.content, prepared.profile_encoder.dim)
-        result = pretrain(
-            backbone,
-            people,
-            torch.stack([profiles[user] for user in histories]),
-            config.pretraining,
-            seed=config.seed,
-            checkpoint=checkpoints / f"{name}.safetensors" if checkpoints else None,
-            on_epoch=lambda epoch, of, loss: stage.step(epoch, of, f"loss {loss:.3f}"),
-        )
-        with torch.no_grad():
-            vectors = backbone.items()
-            features, space = fit_features(people, content, vectors, config.evidence)
-            popularity = fit_popularity(people, len(vectors))
-            items = make_items(features, vectors, backbone.items.bias.detach(), popularity.items)
-        stage.done(f"{len(people):,} people, loss {result.losses[0]:.3f} → {result.losses[-1]:.3f}")
-        return Shared(backbone, items, space, popularity.unseen, result.losses)
-
     others, newcomers = newcomers_of(prepared.histories, config)
-    with reporter.stage("pre-train (held out)") as stage:
-        shared = fit(others, "held-out", stage)
+    groups = {"held-out": others, "everyone": prepared.histories}
+    jobs = [
+        Job(
+            f"{name}-{member}",
+            config.backbone,
+            prepared.content,
+            list(people.values()),
+            torch.stack([profiles[user] for user in people]),
+            config.pretraining,
+            config.seed + member,
+            checkpoints / f"{name}-{member}.safetensors" if checkpoints else None,
+        )
+        for name, people in groups.items()
+        for member in range(config.backbone.num_members)
+    ]
+    with reporter.stage("pre-train") as stage:
+        done = 0
+
+        def on_epoch(loss: float) -> None:
+            nonlocal done
+            done += 1
+            stage.step(done, len(jobs) * config.pretraining.num_epochs, f"loss {loss:.3f}")
+
+        trained = run_jobs(jobs, workers, on_epoch)
+        losses = trained[-1].losses
+        stage.done(
+            f"{config.backbone.num_members} backbones for {len(others):,} people and {config.backbone.num_members} "
+            f"for all {len(prepared.histories):,}, loss {losses[0]:.3f} → {losses[-1]:.3f}"
+        )
+    half = config.backbone.num_members
+    shared = assemble(trained[:half], others, prepared, content, config)
     with reporter.stage("meta-train") as stage:
         training, validating = split_newcomers(newcomers)
         train_set, validation_set = (
@@ -149,8 +173,7 @@ def train(
         stage.done(
             f"{len(train_set.size):,} episodes of {len(training):,} people, validation NDCG@10 {start:.4f} → {best:.4f}"
         )
-    with reporter.stage("pre-train (everyone)") as stage:
-        final = fit(prepared.histories, "everyone", stage)
+    final = assemble(trained[half:], prepared.histories, prepared, content, config)
     recommender = Recommender(
         config=config,
         model_id="",
@@ -168,13 +191,34 @@ def train(
         users=prepared.histories,
         profiles=profiles,
         training={
-            "backbone loss": list(enumerate(final.losses, start=1)),
+            "backbone loss": [list(point) for point in enumerate(losses, start=1)],
             "meta loss": [list(point) for point in result.losses],
             "meta validation": [list(point) for point in result.validation],
         },
     )
     recommender = replace(recommender, model_id=identify(recommender))
     return recommender.add_items(dataset.items)
+
+
+def assemble(
+    members: Sequence[Trained],
+    histories: Mapping[str, History],
+    prepared: Prepared,
+    content: Float[Tensor, "item content"],
+    config: Config,
+) -> Shared:
+    """Put trained backbones together and fit the head's item features on the people they were trained on."""
+    ensemble = Ensemble(config.backbone, prepared.content, prepared.profile_encoder.dim)
+    for member, trained in zip(ensemble.members, members, strict=True):
+        member.load_state_dict(trained.weights)
+    ensemble.eval()
+    people = list(histories.values())
+    with torch.no_grad():
+        vectors = ensemble.item_vectors()
+        features, space = fit_features(people, content, vectors, config.evidence)
+        popularity = fit_popularity(people, len(vectors))
+        items = make_items(features, vectors, ensemble.item_bias(), popularity.items)
+    return Shared(ensemble, items, space, popularity.unseen)
 
 
 def prepare(dataset: Dataset, config: Config, stage: StageHandle | None = None) -> Prepared:

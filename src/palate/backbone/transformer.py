@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from palate.data.episodes import NUM_GAPS, Sequences
@@ -28,6 +28,8 @@ class BackboneConfig:
     """Transformer blocks; 0 leaves the last position's own token alone."""
     num_heads: int = 2
     """Attention heads; a divisor of dim."""
+    num_members: int = 2
+    """Backbones trained from different seeds and scored together."""
     max_events: int = 64
     """Distinct items of a person that are read, the most recent ones."""
     dropout: float = 0.3
@@ -38,7 +40,7 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         if self.dim % self.num_heads:
             raise ConfigError(f"backbone.dim is {self.dim}; it must be a multiple of num_heads ({self.num_heads})")
-        for name, low in (("dim", 1), ("num_layers", 0), ("num_heads", 1), ("max_events", 1)):
+        for name, low in (("dim", 1), ("num_layers", 0), ("num_heads", 1), ("num_members", 1), ("max_events", 1)):
             if getattr(self, name) < low:
                 raise ConfigError(f"backbone.{name} is {getattr(self, name)}; it must be at least {low}")
         for name in ("dropout", "id_dropout"):
@@ -58,7 +60,7 @@ class ItemTower(nn.Module):
         self.project = nn.Linear(num_features, dim, bias=False)
         self.bias = nn.Parameter(torch.zeros(num_items))
         self.id_dropout = id_dropout
-        self.register_buffer("content", content)
+        self.register_buffer("content", content, persistent=False)  # shared by all members, saved once
         nn.init.normal_(self.ids.weight, std=dim**-0.5)
         nn.init.normal_(self.project.weight, std=0.02)
 
@@ -160,14 +162,3 @@ class Backbone(nn.Module):
             x = block(x)
         states: Tensor = self.out(self.norm(x))
         return states
-
-    def last_states(
-        self,
-        vectors: Float[Tensor, "item dim"],
-        sequences: Sequences,
-        profiles: Float[Tensor, "user profile"],
-    ) -> Float[Tensor, "user dim"]:
-        """The state after each person's last event."""
-        lengths: Int64[Tensor, "user"] = sequences.mask.sum(1)
-        states: Tensor = self(vectors, sequences, profiles)
-        return states[torch.arange(len(lengths)), lengths]

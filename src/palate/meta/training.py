@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.func import vmap
 
-from palate.backbone.transformer import Backbone
+from palate.backbone.ensemble import Ensemble
 from palate.data.episodes import History, pack
 from palate.errors import ConfigError, DataError, NumericalError
 from palate.meta.learner import Items, Learner, Params, Profile, Query, Support
@@ -81,7 +81,7 @@ class MetaResult(NamedTuple):
 def make_episodes(
     histories: Sequence[History],
     profiles: Float[Tensor, "user profile"],
-    backbone: Backbone,
+    backbone: Ensemble,
     vectors: Float[Tensor, "item dim"],
     items: Items,
     sizes: Sequence[int],

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from palate.backbone.transformer import Backbone
+from palate.backbone.ensemble import Ensemble
 from palate.config import Config
 from palate.data.catalog import Catalog
 from palate.data.episodes import EMPTY_HISTORY, History, build_histories, pack
@@ -63,7 +63,7 @@ class Recommender:
     config: Config
     model_id: str
     """Hash of the weights."""
-    backbone: Backbone
+    backbone: Ensemble
     params: Params
     items: Items
     """What scoring reads of each item, in the order of the vocabulary."""
@@ -204,7 +204,7 @@ class Recommender:
             return self
         new = replace(catalog, frame=frame)
         content = encode_content(new, self.item_encoder, self.config.text)
-        width = self.backbone.items.content.shape[1]
+        width = len(self.content_rotation.mean)
         if content.shape[1] != width:
             text = "no text column" if new.text is None else f"the text column {new.text!r}"
             raise DataError(
@@ -212,7 +212,7 @@ class Recommender:
                 "describe the new items as in training"
             )
         with torch.inference_mode():
-            vectors = self.backbone.items.encode_new(content)
+            vectors = self.backbone.encode_new(content)
             features = self.space.new_items(self.content_rotation(content), vectors)
             bias = self.items.vectors[: self.num_trained, -1].min().expand(len(vectors), 1)
             popularity = torch.full((len(vectors),), self.unseen_popularity)

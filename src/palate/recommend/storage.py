@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from palate.backbone.transformer import Backbone
+from palate.backbone.ensemble import Ensemble
 from palate.config import Config
 from palate.data.episodes import History
 from palate.data.vocabulary import Vocabulary
@@ -123,6 +123,7 @@ def _weights(recommender: "Recommender") -> dict[str, Tensor]:
     tensors = {f"backbone.{name}": value for name, value in recommender.backbone.state_dict().items()}
     tensors |= {f"params.{name}": value for name, value in recommender.params.items()}
     tensors |= {
+        "content": recommender.backbone.backbones()[0].items.content,
         "content_rotation.mean": recommender.content_rotation.mean,
         "content_rotation.axes": recommender.content_rotation.axes,
         "vector_rotation.mean": recommender.space.vector_rotation.mean,
@@ -199,7 +200,7 @@ def _assemble(
     config = Config.from_dict(names["config"], source="model.json")
     state = part("backbone.")
     profile_encoder = AttributeEncoder.from_dict(names["profile_encoder"])
-    backbone = Backbone(config.backbone, state["items.content"], profile_encoder.dim)
+    backbone = Ensemble(config.backbone, tensors["content"], profile_encoder.dim)
     backbone.load_state_dict(state)
     backbone.eval()
     bounds, refusals = people["items.starts"].tolist(), people["refused.starts"].tolist()
