@@ -349,7 +349,7 @@ def test_headline_without_comparison() -> None:
 
 
 def test_tally_counts_all_support_sizes(tmp_path: Path) -> None:
-    tally = "at 2, clearly worse at 1 and not distinguishable at 1."
+    tally = "better than the best baseline 2 times, clearly worse 1 times and not distinguishable 1 times."
     assert tally in Reader(page_of(make_results(), tmp_path)).text
 
 

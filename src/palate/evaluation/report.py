@@ -141,8 +141,8 @@ def _tally(figures: Results) -> str:
     worse = sum(bool(row["significant"]) and row["difference"] < 0 for row in compared)
     unclear = len(compared) - better - worse
     return (
-        f"Of the {len(compared)} support sizes tested, Palate is clearly better than the best baseline at"
-        f" {better}, clearly worse at {worse} and not distinguishable at {unclear}."
+        f"Across the {len(compared)} points of the curve, Palate is clearly better than the best baseline {better}"
+        f" times, clearly worse {worse} times and not distinguishable {unclear} times."
     )
 
 
