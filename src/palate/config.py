@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, get_type_hints
 
 from palate.backbone.pretraining import PretrainingConfig
@@ -117,6 +118,11 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 − 1")
+        if min(self.meta.support_sizes) > self.backbone.max_events:
+            raise ConfigError(
+                f"meta.support_sizes is {self.meta.support_sizes}, but the backbone reads {self.backbone.max_events} "
+                "events; name a smaller size or raise backbone.max_events"
+            )
         find_learner(self.meta.learner)
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,8 +199,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         if value not in literal:
             raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(str, literal))}")
         return value
-    accepted = kind if isinstance(kind, type) else getattr(kind, "__args__", (kind,))
-    if type(value) not in (accepted if isinstance(accepted, tuple) else (accepted,)):
+    accepted = kind.__args__ if isinstance(kind, UnionType) else (kind,)
+    if type(value) not in accepted:
         raise ConfigError(f"{where} is {value!r}; expected {_describe(kind)}")
     if type(value) is float and not math.isfinite(value):
         raise ConfigError(f"{where} is {value!r}; expected a finite number")

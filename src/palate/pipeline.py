@@ -7,6 +7,7 @@ The head is trained on people whom the shared model has never seen, because that
 (gates by support size, precisions, noise, the prior mean on content) carries over to the shared model of everyone.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -93,7 +94,7 @@ def train(
     seed give the same model, bit for bit, on the same kind of machine.
 
     With `checkpoints`, a folder, the backbones write their progress there after each epoch and an interrupted run goes
-    on from it.
+    on from it; a run with other data, settings or seed does not see these checkpoints.
 
     Raises:
         DataError: too little data to train on.
@@ -121,11 +122,13 @@ def train(
             torch.stack([profiles[user] for user in people]),
             config.pretraining,
             config.seed + member,
-            checkpoints / f"{name}-{member}.safetensors" if checkpoints else None,
+            None,
         )
         for name, people in groups.items()
         for member in range(config.backbone.num_members)
     ]
+    if checkpoints is not None:
+        jobs = [job._replace(checkpoint=checkpoints / f"{job.name}-{fingerprint(job)}.safetensors") for job in jobs]
     with reporter.stage("pre-train") as stage:
         done = 0
 
@@ -198,6 +201,14 @@ def train(
     )
     recommender = replace(recommender, model_id=identify(recommender))
     return recommender.add_items(dataset.items)
+
+
+def fingerprint(job: Job) -> str:
+    """Hash all that a backbone's weights depend on, so that no run goes on from the checkpoint of another."""
+    digest = hashlib.sha256(repr((job.seed, job.config, job.pretraining)).encode())
+    for array in (job.content.numpy(), job.profiles.numpy(), *(part for history in job.histories for part in history)):
+        digest.update(repr(array.shape).encode() + array.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def assemble(

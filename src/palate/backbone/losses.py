@@ -55,7 +55,8 @@ def sampled_softmax_loss(
     """
     target_logits = (states[:, None] * vectors[targets]).sum(-1) + bias[targets]
     logits = states @ vectors[negatives].T + bias[negatives] - log_rate[negatives]
-    is_target = torch.zeros_like(seen).scatter_(1, targets, weights > 0)
+    # Padding repeats item 0, so targets are scattered by maximum, which no later 0 can undo.
+    is_target = torch.zeros(seen.shape).scatter_reduce_(1, targets, (weights > 0).float(), "amax").bool()
     logits = logits.masked_fill((seen | is_target)[:, negatives], -torch.inf)
     against = torch.logaddexp(target_logits, logits.logsumexp(1, keepdim=True))
     terms = (against - target_logits).masked_fill(weights == 0, 0.0)

@@ -35,7 +35,8 @@ class PretrainingConfig:
     clip_norm: float = 1.0
     """Largest norm of a step's gradient."""
     decay: float = 0.6
-    """Weight of each item to come relative to the one before it, as a target (0: the next item alone)."""
+    """Weight of each item to come relative to the one before it, as a target (0: the next item alone). Before the first
+    event all items to come weigh the same."""
     positions_per_user: int = 16
     """Positions of a sequence that are trained in one step, drawn at random; position 0 is as likely as any."""
     loss: Literal["full", "sampled"] = "full"
@@ -174,7 +175,12 @@ def _batch_loss(
     users = torch.arange(len(batch)).repeat_interleave(torch.tensor([len(places) for places in drawn]))
     places = torch.from_numpy(np.concatenate(drawn))
     targets = sequences.items[users]
-    weights = future_weights(places, lengths[users], targets.shape[1], config.decay)
+    # The list for someone without events is judged by all that follows, not by how their first basket begins.
+    weights = torch.where(
+        (places == 0)[:, None],
+        future_weights(places, lengths[users], targets.shape[1], 1.0),
+        future_weights(places, lengths[users], targets.shape[1], config.decay),
+    )
     past = torch.arange(targets.shape[1])[None, :] < places[:, None]
     # Padding repeats item 0, so the past is scattered by maximum, which no later False can undo.
     seen = torch.zeros(len(users), len(vectors)).scatter_reduce_(1, targets, past.float(), "amax").bool()

@@ -73,7 +73,8 @@ def build_histories(
         seconds=pl.col("seconds").filter(~pl.col("negative")).first(),
     )
     histories: dict[str, History] = {}
-    for (user,), rows in per_item.sort("user_id", "order").group_by("user_id", maintain_order=True):
+    per_item = per_item.sort("user_id", "order", maintain_order=True)  # items never chosen tie
+    for (user,), rows in per_item.group_by("user_id", maintain_order=True):
         chosen = rows.filter(~pl.col("refused"))
         histories[str(user)] = History(
             chosen["item"].to_numpy().astype(np.int64),

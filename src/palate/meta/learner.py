@@ -30,7 +30,7 @@ Fast = dict[str, Tensor]
 DISCOUNTED_PLACES = 10
 NUM_GATE_INPUTS = 4
 _GATE_START = {"state": 0.9, "evidence": 0.45}
-_POPULARITY_START = 0.2
+_POPULARITY_START = 0.5
 _EPSILON = 1e-6
 
 

@@ -66,7 +66,7 @@ def posterior_variance(
 
 
 def _system(params: Params, rows: Float[Tensor, "event feature"]) -> Float[Tensor, "event event"]:
-    return rows @ rows.T + torch.exp(params["ridge.log_noise"]) * torch.eye(len(rows))
+    return rows @ rows.T + torch.exp(params["ridge.log_noise"]) * torch.eye(len(rows), dtype=rows.dtype)
 
 
 RIDGE = LearnerEntry(init, inner, metric)

@@ -122,7 +122,7 @@ class Recommender:
         Raises:
             DataError: as `adapt`, or an unknown id in a filter.
             ConfigError: k is below 1.
-            ModelError: the state was made by another model, or before items were added that this one lacks.
+            ModelError: the state was made by another model, or knows items added that this one lacks.
         """
         state = events if isinstance(events, State) else self.adapt(events, profile=profile)
         if state.model_id != self.model_id:
@@ -130,7 +130,8 @@ class Recommender:
                 f"the state was made by model {state.model_id}, this is {self.model_id}; adapt again from the events"
             )
         # `add_items` keeps the weights and so the model id: the state may know items that this catalogue lacks.
-        if max([*state.history.items, *state.history.refused], default=0) >= len(self.vocabulary):
+        named = np.concatenate([state.history.items, state.history.refused])
+        if named.max(initial=-1) >= len(self.vocabulary):
             raise ModelError(
                 f"the state names items beyond the {len(self.vocabulary):,} of this model; add those items to it first"
             )

@@ -1,0 +1,242 @@
+"""Histories against a slow reading of the log event by event; packing, the purchase matrix and the hold-out by hand."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from palate.data.episodes import (
+    EMPTY_HISTORY,
+    NUM_GAPS,
+    History,
+    build_histories,
+    hold_out,
+    pack,
+    purchase_matrix,
+)
+from palate.data.log import validate_interactions
+from palate.data.vocabulary import Vocabulary
+from palate.errors import DataError
+
+START = datetime(2024, 1, 1)
+VOCABULARY = Vocabulary(("a", "b", "c", "d", "e"))
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
+
+
+def seconds(minute: int) -> float:
+    return START.replace(tzinfo=UTC).timestamp() + minute * MINUTE
+
+
+def log(*events: tuple[str, str, str, int]) -> pl.DataFrame:
+    """Events as (person, item, type, minute)."""
+    rows = [(user, item, kind, START + timedelta(minutes=minute)) for user, item, kind, minute in events]
+    frame = pl.DataFrame(rows, schema=["user_id", "item_id", "event_type", "timestamp"], orient="row")
+    return validate_interactions(frame, source="test")
+
+
+def histories_of(*events: tuple[str, str, str, int]) -> dict[str, History]:
+    return build_histories(log(*events), VOCABULARY, ["cancel", "dislike"])
+
+
+def history(items: list[int], times: list[float] | None = None, refused: list[int] | None = None) -> History:
+    times = [float(place) for place in range(len(items))] if times is None else times
+    return History(np.array(items, np.int64), np.array(times, np.float64), np.array(refused or [], np.int64))
+
+
+class TestBuildHistories:
+    def test_people_come_by_id_and_items_by_first_choice(self) -> None:
+        built = histories_of(("u2", "c", "buy", 0), ("u1", "e", "buy", 1), ("u2", "a", "buy", 2), ("u1", "b", "buy", 3))
+        assert list(built) == ["u1", "u2"]
+        assert built["u1"].items.tolist() == [4, 1]
+        assert built["u2"].items.tolist() == [2, 0]
+        assert built["u2"].times.tolist() == [seconds(0), seconds(2)]
+
+    def test_a_repeat_keeps_the_first_place_and_time(self) -> None:
+        built = histories_of(("u", "a", "buy", 0), ("u", "b", "buy", 1), ("u", "a", "buy", 2))["u"]
+        assert built.items.tolist() == [0, 1]
+        assert built.times.tolist() == [seconds(0), seconds(1)]
+        assert built.refused.tolist() == []
+
+    def test_a_cancelled_item_leaves_and_counts_as_refused(self) -> None:
+        built = histories_of(("u", "a", "buy", 0), ("u", "b", "buy", 1), ("u", "a", "cancel", 2))["u"]
+        assert built.items.tolist() == [1]
+        assert built.times.tolist() == [seconds(1)]
+        assert built.refused.tolist() == [0]
+
+    def test_bought_again_after_a_cancellation_comes_back_to_its_place(self) -> None:
+        events = [("u", "a", "buy", 0), ("u", "a", "cancel", 1), ("u", "b", "buy", 2), ("u", "a", "buy", 3)]
+        built = histories_of(*events)["u"]
+        assert built.items.tolist() == [0, 1]
+        assert built.times.tolist() == [seconds(0), seconds(2)]
+        assert built.refused.tolist() == []
+
+    def test_a_refusal_before_the_first_choice_does_not_move_the_choice(self) -> None:
+        built = histories_of(("u", "a", "dislike", 0), ("u", "b", "buy", 1), ("u", "a", "buy", 2))["u"]
+        assert built.items.tolist() == [1, 0]
+        assert built.times.tolist() == [seconds(1), seconds(2)]
+
+    def test_who_only_refused_has_an_empty_history(self) -> None:
+        built = histories_of(("u", "d", "dislike", 0), ("u", "b", "dislike", 1))["u"]
+        assert built.items.tolist() == []
+        assert built.refused.tolist() == [3, 1]
+
+    def test_events_of_the_same_time_keep_the_order_of_the_log(self) -> None:
+        items = ["d", "a", "e", "c", "b"]
+        built = histories_of(*(("u", item, "buy", 0) for item in items))["u"]
+        assert built.items.tolist() == [3, 0, 4, 2, 1]
+        assert built.times.tolist() == [seconds(0)] * 5
+
+    def test_without_negative_types_every_event_is_a_choice(self) -> None:
+        built = build_histories(log(("u", "a", "cancel", 0)), VOCABULARY, [])["u"]
+        assert built.items.tolist() == [0]
+
+    def test_refusals_come_in_the_same_order_every_time(self) -> None:
+        # Long enough for a sort on several threads: ties must not fall as the threads do.
+        vocabulary = Vocabulary(tuple(f"i{item:05}" for item in range(20_000)))
+        order = np.random.default_rng(0).permutation(20_000)
+        frame = pl.DataFrame(
+            {"user_id": "u", "item_id": [vocabulary.ids[item] for item in order], "event_type": "cancel"}
+        ).with_columns(timestamp=pl.lit(START))
+        built = build_histories(validate_interactions(frame, source="test"), vocabulary, ["cancel"])["u"]
+        np.testing.assert_array_equal(built.refused, order)
+
+    def test_an_unknown_item_is_named(self) -> None:
+        with pytest.raises(DataError, match="'zebra'"):
+            histories_of(("u", "a", "buy", 0), ("u", "zebra", "buy", 1))
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from("uvw"), st.sampled_from("abcde"), st.sampled_from(["buy", "cancel"]), st.integers(0, 9)),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(EVENTS)
+def test_histories_equal_a_reading_event_by_event(events: list[tuple[str, str, str, int]]) -> None:
+    first: dict[tuple[str, str], int] = {}
+    last: dict[tuple[str, str], str] = {}
+    for user, item, kind, minute in sorted(events, key=lambda event: event[3]):  # stable: ties keep their order
+        last[user, item] = kind
+        if kind == "buy":
+            first.setdefault((user, item), minute)
+    built = histories_of(*events)
+    assert list(built) == sorted({user for user, *_ in events})
+    for user, seen in built.items():
+        # A dict keeps the order in which keys came, which is that of the first choices.
+        kept = [item for person, item in first if person == user and last[person, item] == "buy"]
+        assert seen.items.tolist() == VOCABULARY.index(kept).tolist()
+        assert seen.times.tolist() == [seconds(first[user, item]) for item in kept]
+        refused = [item for (person, item), kind in last.items() if person == user and kind == "cancel"]
+        assert sorted(seen.refused.tolist()) == sorted(VOCABULARY.index(refused).tolist())
+
+
+class TestHeadAndTail:
+    whole = history([3, 1, 4], refused=[2])
+
+    def test_head_knows_nothing_of_what_came_after(self) -> None:
+        head = self.whole.head(2)
+        assert (head.items.tolist(), head.times.tolist(), head.refused.tolist()) == ([3, 1], [0.0, 1.0], [])
+        assert self.whole.head(0).items.tolist() == []
+
+    def test_tail_is_the_most_recent_and_keeps_the_refusals(self) -> None:
+        tail = self.whole.tail(2)
+        assert (tail.items.tolist(), tail.times.tolist(), tail.refused.tolist()) == ([1, 4], [1.0, 2.0], [2])
+
+    @pytest.mark.parametrize("length", [3, 4, 100])
+    def test_more_than_there_is_gives_all(self, length: int) -> None:
+        assert self.whole.tail(length).items.tolist() == [3, 1, 4]
+        assert self.whole.head(length).items.tolist() == [3, 1, 4]
+
+    def test_tail_of_nothing_is_empty(self) -> None:
+        assert self.whole.tail(0).items.tolist() == []
+        assert EMPTY_HISTORY.tail(5).items.tolist() == []
+
+
+class TestPack:
+    def test_left_aligned_with_padding_behind(self) -> None:
+        packed = pack([history([3, 1, 4]), EMPTY_HISTORY, history([2])])
+        assert packed.items.tolist() == [[3, 1, 4], [0, 0, 0], [2, 0, 0]]
+        assert packed.mask.tolist() == [[True, True, True], [False, False, False], [True, False, False]]
+        assert packed.gaps[~packed.mask].tolist() == [0] * 5
+
+    def test_width_is_at_least_one_and_can_be_set(self) -> None:
+        assert pack([EMPTY_HISTORY]).items.shape == (1, 1)
+        assert pack([]).items.shape == (0, 1)
+        wide = pack([history([3, 1])], 4)
+        assert wide.items.tolist() == [[3, 1, 0, 0]]
+        assert wide.mask.tolist() == [[True, True, False, False]]
+
+    def test_gap_classes_on_both_sides_of_each_bound(self) -> None:
+        waits = [30 * MINUTE - 1, 30 * MINUTE, DAY - 1, DAY, 7 * DAY - 1, 7 * DAY, 30 * DAY - 1, 30 * DAY, 0.0]
+        # The first event follows nothing: class 0, whatever the date.
+        times = np.cumsum([1.7e9, *waits]).tolist()
+        packed = pack([history(list(range(10)), times)])
+        assert packed.gaps.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 0]]
+        assert int(packed.gaps.max()) == NUM_GAPS - 1
+
+    def test_a_neighbour_in_the_batch_changes_nothing(self) -> None:
+        short = history([1, 2], [1.7e9, 1.7e9 + 2 * HOUR])
+        alone, beside = pack([short]), pack([short, history([0, 1, 2, 3, 4])])
+        for field in ("items", "gaps", "mask"):
+            assert getattr(beside, field)[0, :2].tolist() == getattr(alone, field)[0].tolist()
+
+
+def test_purchase_matrix_marks_choices_alone() -> None:
+    people = [history([2, 0]), EMPTY_HISTORY, history([3], refused=[1])]
+    assert purchase_matrix(people, 4).tolist() == [[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    assert purchase_matrix([], 4).shape == (0, 4)
+
+
+class TestHoldOut:
+    # Person p01 came first, p20 last; every fourth has too few items to play the newcomer.
+    people = {
+        f"p{row:02}": history([0, 1, 2][:length], [float(row), row + 50.0, row + 60.0][:length])
+        for row in range(20, 0, -1)
+        for length in [1 if row % 4 == 0 else 3]
+    }
+
+    def part(self, share: float, seed: int = 0) -> tuple[dict[str, History], dict[str, History]]:
+        return hold_out(self.people, share=share, min_items=3, rng=np.random.default_rng(seed))
+
+    def test_everyone_is_in_one_part_and_kept_whole(self) -> None:
+        training, held = self.part(0.4)
+        assert not training.keys() & held.keys()
+        assert training.keys() | held.keys() == self.people.keys()
+        assert all(self.people[user] is kept for user, kept in (training | held).items())
+
+    @pytest.mark.parametrize(("share", "expected"), [(0.2, 3), (0.4, 6), (0.5, 8), (1.0, 15)])
+    def test_the_share_is_of_those_with_enough_items(self, share: float, expected: int) -> None:
+        _, held = self.part(share)
+        assert len(held) == expected  # of 15 who have three items
+        assert all(len(one.items) >= 3 for one in held.values())
+
+    def test_half_are_the_latest_to_have_come(self) -> None:
+        latest = {"p19", "p18", "p17", "p15"}  # p20 and p16 have too few items
+        helds = [set(self.part(0.5, seed)[1]) for seed in range(20)]
+        assert all(latest <= held for held in helds)
+        # The other half is drawn: over twenty draws everyone's turn comes.
+        assert set.union(*helds) == {user for user, one in self.people.items() if len(one.items) == 3}
+
+    def test_latest_is_by_first_choice_not_by_last(self) -> None:
+        people = {"old": history([0, 1], [1.0, 900.0]), "new": history([0, 1], [5.0, 6.0])}
+        people |= {f"x{row}": history([0, 1], [2.0, 3.0 + row]) for row in range(2)}
+        for seed in range(10):
+            assert "new" in hold_out(people, share=0.5, min_items=2, rng=np.random.default_rng(seed))[1]
+
+    def test_same_seed_same_people_in_a_fixed_order(self) -> None:
+        training, held = self.part(0.5, seed=3)
+        again_training, again = hold_out(
+            dict(sorted(self.people.items())), share=0.5, min_items=3, rng=np.random.default_rng(3)
+        )
+        assert list(held) == list(again) == sorted(held)
+        assert training.keys() == again_training.keys()
+        assert list(training) == [user for user in self.people if user in training]
+
+    def test_nobody_with_enough_items_holds_nobody_out(self) -> None:
+        training, held = hold_out(self.people, share=0.5, min_items=9, rng=np.random.default_rng(0))
+        assert held == {}
+        assert training == self.people

@@ -1,0 +1,147 @@
+"""What every learner in the table must do."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from palate.meta import LEARNERS, make_learner
+from palate.meta.learner import Items, Layout, Params, Profile, Query, Support, init_params
+from palate.meta.ridge import inner, posterior_variance
+
+NUM_ITEMS, NUM_FEATURES, DIM, NUM_PROFILE = 30, 8, 4, 3
+
+
+def world(name: str, seed: int = 0) -> tuple[Params, Items]:
+    torch.manual_seed(seed)
+    items = Items(torch.randn(NUM_ITEMS, NUM_FEATURES), torch.randn(NUM_ITEMS, DIM + 1), torch.randn(NUM_ITEMS))
+    layout = Layout(
+        torch.randn(NUM_FEATURES) * 0.3,
+        torch.tensor([0.0] * 4 + [1.0] * 4),
+        torch.tensor([1.0] * 4 + [0.0] * 4),
+        NUM_PROFILE,
+    )
+    params = init_params(LEARNERS[name], layout, items)
+    params["prior.bias"] = torch.randn(NUM_FEATURES) * 0.2
+    params["prior.profile"] = torch.randn(NUM_PROFILE, NUM_FEATURES) * 0.2
+    return params, items
+
+
+def support_of(items: Items, chosen: list[int], state: Tensor, width: int | None = None) -> Support:
+    width = width or max(1, len(chosen))
+    padded = torch.tensor(chosen + [0] * (width - len(chosen)), dtype=torch.int64)
+    mask = torch.tensor([1.0] * len(chosen) + [0.0] * (width - len(chosen)))
+    return Support(items.features[padded] * mask[:, None], mask.clone(), mask, state)
+
+
+def scores(name: str, params: Params, items: Items, profile: Profile, support: Support) -> Tensor:
+    learner = make_learner(LEARNERS[name])
+    return learner.score(params, learner.adapt(params, learner.prior(params, profile), support), items)
+
+
+@pytest.fixture(params=sorted(LEARNERS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def profile() -> Profile:
+    torch.manual_seed(5)
+    return Profile(torch.randn(NUM_PROFILE), torch.randn(DIM))
+
+
+def test_an_empty_support_is_the_prior(name: str, profile: Profile) -> None:
+    params, items = world(name)
+    learner = make_learner(LEARNERS[name])
+    prior = learner.prior(params, profile)
+    adapted = learner.adapt(params, prior, support_of(items, [], profile.state, width=3))
+    for part in prior:
+        torch.testing.assert_close(adapted[part], prior[part])
+        assert torch.isfinite(adapted[part]).all()
+
+
+def test_padding_changes_nothing(name: str, profile: Profile) -> None:
+    params, items = world(name)
+    state = torch.randn(DIM)
+    tight = scores(name, params, items, profile, support_of(items, [3, 7], state))
+    wide = scores(name, params, items, profile, support_of(items, [3, 7], state, width=6))
+    torch.testing.assert_close(tight, wide, rtol=1e-5, atol=1e-5)
+
+
+def test_the_order_of_the_support_changes_nothing(name: str, profile: Profile) -> None:
+    params, items = world(name)
+    state = torch.randn(DIM)
+    one = scores(name, params, items, profile, support_of(items, [3, 7, 11], state))
+    other = scores(name, params, items, profile, support_of(items, [11, 3, 7], state))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_vmap_equals_the_loop(name: str) -> None:
+    params, items = world(name)
+    torch.manual_seed(1)
+    profiles = Profile(torch.randn(3, NUM_PROFILE), torch.randn(3, DIM))
+    chosen = [[1, 2], [5], []]
+    single = [support_of(items, picks, torch.randn(DIM), width=2) for picks in chosen]
+    batch = Support(*(torch.stack(parts) for parts in zip(*single, strict=True)))
+    together = vmap(lambda profile, support: scores(name, params, items, profile, support))(profiles, batch)
+    for row in range(3):
+        alone = scores(name, params, items, Profile(*(part[row] for part in profiles)), single[row])
+        torch.testing.assert_close(together[row], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_choice_lifts_its_likes_and_a_refusal_lowers_them(name: str, profile: Profile) -> None:
+    params, items = world(name)
+    liked = support_of(items, [4], profile.state)
+    refused = liked._replace(target=-liked.target)
+    # The prior mean is left out, so that the sign is the event's alone.
+    params["prior.bias"], params["prior.profile"] = torch.zeros(NUM_FEATURES), torch.zeros(NUM_PROFILE, NUM_FEATURES)
+    up, down = (scores(name, params, items, profile, support)[4] for support in (liked, refused))
+    assert up > down
+
+
+def test_every_trained_parameter_gets_a_gradient_that_finite_differences_confirm(name: str, profile: Profile) -> None:
+    params, items = world(name)
+    params = {key: value.double() for key, value in params.items()}
+    items = Items(*(value.double() for value in items))
+    profile = Profile(*(value.double() for value in profile))
+    support = Support(*(part.double() for part in support_of(items, [3, 7, 9], torch.randn(DIM))))
+    relevant = torch.zeros(NUM_ITEMS, dtype=torch.float64)
+    relevant[[1, 8, 20]] = 1.0
+    allowed = torch.ones(NUM_ITEMS, dtype=torch.float64)
+    allowed[[3, 7, 9]] = 0.0
+    learner = make_learner(LEARNERS[name])
+    trained = {key: value for key, value in params.items() if not key.startswith("fixed.")}
+    fixed = {key: value for key, value in params.items() if key.startswith("fixed.")}
+
+    def loss(weights: Params) -> Tensor:
+        return learner.loss({**fixed, **weights}, profile, support, Query(items, relevant, allowed))
+
+    gradients = grad(loss)(trained)
+    for key, gradient in gradients.items():
+        assert torch.isfinite(gradient).all(), key
+        place = int(gradient.abs().argmax())
+        assert gradient.flatten()[place] != 0, key
+        step = torch.zeros_like(trained[key]).flatten()
+        step[place] = 1e-6
+        step = step.view_as(trained[key])
+        ahead, behind = (loss({**trained, key: trained[key] + sign * step}) for sign in (1, -1))
+        numeric = (ahead - behind) / 2e-6
+        torch.testing.assert_close(gradient.flatten()[place], numeric, rtol=1e-4, atol=1e-7, msg=f"{key} {gradient.flatten()[place]} {numeric}")
+
+
+def test_ridge_equals_the_primal_posterior() -> None:
+    params, items = world("ridge")
+    params = {key: value.double() for key, value in params.items()}
+    features = items.features[[2, 5, 6]].double()
+    count = torch.tensor(3.0, dtype=torch.float64)
+    support = Support(features, torch.tensor([1.0, -1.0, 1.0]).double(), torch.ones(3).double(), torch.zeros(DIM))
+    mean = torch.randn(NUM_FEATURES, dtype=torch.float64)
+    constant, slope = params["ridge.tempering"]
+    temper = (constant + slope * count.log1p()) * params["fixed.spectrum"]
+    precision = torch.diag(torch.exp(params["ridge.log_precision"] + temper))
+    noise = torch.exp(params["ridge.log_noise"])
+    covariance = torch.linalg.inv(precision + features.T @ features / noise)
+    posterior = covariance @ (precision @ mean + features.T @ support.target / noise)
+    torch.testing.assert_close(mean + inner(params, mean, support), posterior)
+    variance = (items.features.double() @ covariance * items.features.double()).sum(1)
+    torch.testing.assert_close(posterior_variance(params, support, items.features.double()), variance)
