@@ -148,9 +148,7 @@ def test_a_sample_of_seen_items_alone_costs_nothing_and_has_a_gradient() -> None
     given = case([2, 2], [4, 4], decay=0.5)
     given = given._replace(seen=torch.ones(2, NUM_ITEMS, dtype=torch.bool))
     states = given.states.clone().requires_grad_()
-    loss = sampled_softmax_loss(
-        *given._replace(states=states), torch.arange(NUM_ITEMS), torch.zeros(NUM_ITEMS)
-    )
+    loss = sampled_softmax_loss(*given._replace(states=states), torch.arange(NUM_ITEMS), torch.zeros(NUM_ITEMS))
     assert loss.item() == pytest.approx(0, abs=1e-6)
     (gradient,) = torch.autograd.grad(loss, states)
     assert torch.isfinite(gradient).all()

@@ -126,7 +126,9 @@ def test_every_trained_parameter_gets_a_gradient_that_finite_differences_confirm
         step = step.view_as(trained[key])
         ahead, behind = (loss({**trained, key: trained[key] + sign * step}) for sign in (1, -1))
         numeric = (ahead - behind) / 2e-6
-        torch.testing.assert_close(gradient.flatten()[place], numeric, rtol=1e-4, atol=1e-7, msg=f"{key} {gradient.flatten()[place]} {numeric}")
+        torch.testing.assert_close(
+            gradient.flatten()[place], numeric, rtol=1e-4, atol=1e-7, msg=f"{key} {gradient.flatten()[place]} {numeric}"
+        )
 
 
 def test_ridge_equals_the_primal_posterior() -> None:

@@ -111,7 +111,9 @@ def load_recommender(folder: Path) -> "Recommender":
         vocabulary = Vocabulary.from_json(contents["vocabulary.json"].decode())
         _refuse_non_finite(tensors, folder / "model.safetensors")
         _refuse_non_finite(people, folder / "people.safetensors")
-        return _assemble(tensors, people, names, vocabulary)
+        recommender = _assemble(tensors, people, names, vocabulary)
+        recommender.recommend([], 1)  # so that a parameter that is missing or misshapen is found here, not in use
+        return recommender
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{folder}: not a Palate model ({' '.join(str(error).split())})") from None
     except PalateError as error:
