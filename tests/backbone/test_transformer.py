@@ -1,4 +1,4 @@
-"""The backbone reads only the past, whoever shares the batch; items are id plus content; it can be differentiated twice."""
+"""The backbone reads only the past, whoever shares the batch; an item is id plus content; gradients have gradients."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def make_backbone(**changes: Any) -> Backbone:
     backbone = Backbone(config, torch.randn(NUM_ITEMS, NUM_CONTENT), NUM_PROFILE).eval()
     with torch.no_grad():
         # The small initial scales would hide what a part contributes.
-        backbone.profile.weight.normal_()
+        backbone.profile.normal_()
         backbone.position.normal_()
         backbone.gap.normal_()
     return backbone
@@ -107,7 +107,6 @@ class TestBackbone:
 
     def test_the_second_derivative_exists_and_is_right(self) -> None:
         backbone = make_backbone().double()
-        backbone.items.content = backbone.items.content.double()
         sequences, profiles = pack([history([1, 2, 3])]), torch.ones(1, NUM_PROFILE, dtype=torch.float64)
         name = "blocks.0.attention.query.weight"
         parameters = {key: value.detach() for key, value in backbone.named_parameters()}

@@ -50,8 +50,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
     """
     try:
         tensors = load(path.read_bytes())
+        random = tensors["random"]
         model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{path}: not a checkpoint of this model ({reason}); delete it to start over") from None
     state: dict[int, dict[str, Tensor]] = {}
@@ -60,7 +61,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
             _, place, key = name.split(".", 2)
             state.setdefault(int(place), {})[key] = value
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["random"])
+    torch.set_rng_state(random)
     return {k.removeprefix("progress."): v for k, v in tensors.items() if k.startswith("progress.")}
 
 

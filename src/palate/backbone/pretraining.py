@@ -82,7 +82,7 @@ def pretrain(
     Raises:
         DataError: nobody has two items.
         ModelError: the checkpoint is unreadable or of another model.
-        NumericalError: the loss is not finite; names epoch and step.
+        NumericalError: the loss or its gradient is not finite; names epoch and step.
     """
     rows = [row for row, history in enumerate(histories) if len(history.items) >= 2]
     if not rows:
@@ -117,7 +117,12 @@ def pretrain(
                 group["lr"] = config.learning_rate * warm * max(0.02, 1 - done)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(backbone.parameters(), config.clip_norm)
+            norm = nn.utils.clip_grad_norm_(backbone.parameters(), config.clip_norm)
+            if not torch.isfinite(norm):
+                raise NumericalError(
+                    f"pre-training: the norm of the gradient became {norm.item()} at epoch {epoch + 1}, "
+                    f"step {step + 1}; lower pretraining.learning_rate"
+                )
             optimiser.step()
             total += loss.item() * len(chosen)
         losses.append(total / len(rows))

@@ -38,11 +38,11 @@ class BackboneConfig:
     """Share of items whose id embedding is left out in a training step, so that content alone can stand in."""
 
     def __post_init__(self) -> None:
-        if self.dim % self.num_heads:
-            raise ConfigError(f"backbone.dim is {self.dim}; it must be a multiple of num_heads ({self.num_heads})")
         for name, low in (("dim", 1), ("num_layers", 0), ("num_heads", 1), ("num_members", 1), ("max_events", 1)):
             if getattr(self, name) < low:
                 raise ConfigError(f"backbone.{name} is {getattr(self, name)}; it must be at least {low}")
+        if self.dim % self.num_heads:
+            raise ConfigError(f"backbone.dim is {self.dim}; it must be a multiple of num_heads ({self.num_heads})")
         for name in ("dropout", "id_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"backbone.{name} is {getattr(self, name)}; it must be in [0, 1)")

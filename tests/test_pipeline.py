@@ -1,0 +1,265 @@
+"""From a data set to a recommender: what a model depends on, and what it must not depend on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch import Tensor, nn
+
+from palate.backbone import pretraining
+from palate.config import Config
+from palate.data.catalog import Catalog, Profiles
+from palate.data.dataset import Dataset
+from palate.data.splitting import temporal_split
+from palate.errors import ConfigError, DataError
+from palate.pipeline import newcomers_of, prepare, split_newcomers, train
+from palate.progress import Reporter
+from palate.recommend import Recommender
+
+
+def scores_of(model: Recommender, events: list[str]) -> dict[str, float]:
+    return {line.item_id: line.score for line in model.recommend(events, 100, include_seen=True)}
+
+
+def with_events(dataset: Dataset, keep: pl.Expr) -> Dataset:
+    return replace(dataset, interactions=dataset.interactions.filter(keep))
+
+
+def test_the_same_seed_gives_the_same_model(model: Recommender, early_shop: Dataset, tiny: Config) -> None:
+    again = train(early_shop, tiny)
+    assert again.model_id == model.model_id
+    assert scores_of(again, ["toys-01"]) == scores_of(model, ["toys-01"])
+    assert again.training == model.training
+
+
+def test_another_seed_or_setting_gives_another_model(model: Recommender, early_shop: Dataset, tiny: Config) -> None:
+    configs = [
+        replace(tiny, seed=1),
+        replace(tiny, meta=replace(tiny.meta, learner="anil")),
+        replace(tiny, backbone=replace(tiny.backbone, dim=8)),
+        replace(tiny, negative_events=()),
+    ]
+    assert len({model.model_id, *(train(early_shop, config).model_id for config in configs)}) == 5
+
+
+def test_workers_change_nothing(model: Recommender, early_shop: Dataset, tiny: Config) -> None:
+    assert train(early_shop, tiny, workers=2).model_id == model.model_id
+
+
+def test_nothing_after_the_cut_is_in_the_model(
+    model: Recommender, shop: Dataset, early_shop: Dataset, tiny: Config
+) -> None:
+    """Another future: other events, other new people and other new items, cut at the same moment."""
+    cut = datetime.fromisoformat(str(tiny.evaluation.cut))
+    rng = np.random.default_rng(3)
+    log = shop.interactions
+    late = log.filter(pl.col("timestamp") >= cut)
+    shuffled = late.with_columns(pl.Series("item_id", rng.permutation(late["item_id"].to_numpy()), dtype=pl.String))
+    unseen = ~pl.col("item_id").is_in(early_shop.interactions["item_id"].unique().implode())
+    items = shop.items.frame.with_columns(
+        title=pl.when(unseen).then(pl.lit("moon rocket")).otherwise("title"),
+        price=pl.when(unseen).then(pl.lit(9999.0)).otherwise("price"),
+    )
+    unborn = ~pl.col("user_id").is_in(early_shop.interactions["user_id"].unique().implode())
+    users = shop.users.frame.with_columns(
+        country=pl.when(unborn).then(pl.lit("Atlantis")).otherwise("country"),
+        age=pl.when(unborn).then(pl.lit(900.0)).otherwise("age"),
+    )
+    other = Dataset(
+        "another future",
+        pl.concat([log.filter(pl.col("timestamp") < cut), shuffled]),
+        Catalog.infer(items),
+        Profiles.infer(users),
+    )
+    assert other.fingerprint() != shop.fingerprint()
+    learned = replace(other, interactions=temporal_split(other, cut).train)
+    assert train(learned, tiny).model_id == model.model_id
+    # The check can fail: a few events before the cut do make a difference.
+    fewer = replace(early_shop, interactions=early_shop.interactions.head(-20))
+    assert train(fewer, tiny).model_id != model.model_id
+
+
+def test_an_interrupted_run_goes_on_to_the_same_model(
+    model: Recommender, early_shop: Dataset, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = pretraining.save_checkpoint
+    saved: list[Path] = []
+
+    def counted(limit: float) -> Callable[..., None]:
+        def save(
+            path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progress: Mapping[str, Tensor]
+        ) -> None:
+            real(path, module, optimiser, progress)
+            saved.append(path)
+            if len(saved) == limit:
+                raise KeyboardInterrupt
+
+        return save
+
+    total = 2 * tiny.backbone.num_members * tiny.pretraining.num_epochs
+    for stop in (1, total - 2):  # in the first backbone, then in the last
+        monkeypatch.setattr(pretraining, "save_checkpoint", counted(stop))
+        with pytest.raises(KeyboardInterrupt):
+            train(early_shop, tiny, checkpoints=tmp_path)
+    monkeypatch.setattr(pretraining, "save_checkpoint", counted(np.inf))
+    assert train(early_shop, tiny, checkpoints=tmp_path).model_id == model.model_id
+    assert len(saved) == total, "an epoch was trained twice or never"
+    assert len(set(saved)) == total / tiny.pretraining.num_epochs
+
+
+def test_a_run_does_not_go_on_from_the_checkpoints_of_another(
+    model: Recommender, early_shop: Dataset, tiny: Config, tmp_path: Path
+) -> None:
+    assert train(early_shop, tiny, checkpoints=tmp_path).model_id == model.model_id
+    fewer = replace(early_shop, interactions=early_shop.interactions.head(-40))
+    slower = replace(tiny, pretraining=replace(tiny.pretraining, learning_rate=1e-3))
+    for dataset, config in ((early_shop, replace(tiny, seed=1)), (early_shop, slower), (fewer, tiny)):
+        assert train(dataset, config, checkpoints=tmp_path).model_id == train(dataset, config).model_id
+
+
+def test_progress_is_reported_in_stages(early_shop: Dataset, tiny: Config) -> None:
+    reporter = Reporter()
+    train(early_shop, tiny, reporter=reporter)
+    assert [stage.name for stage in reporter.stages] == ["encode content", "pre-train", "meta-train"]
+    assert reporter.stages[0].detail.startswith("51 items")
+
+
+def test_the_number_of_threads_is_put_back(early_shop: Dataset, tiny: Config) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(early_shop, tiny)
+        assert torch.get_num_threads() == 2
+        with pytest.raises(DataError):
+            train(with_events(early_shop, pl.col("user_id") == "user-000"), tiny)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_too_little_data_is_said_in_one_line(early_shop: Dataset, tiny: Config) -> None:
+    with pytest.raises(DataError, match=r"^meta-training: 0 people with at least 8 distinct items[^\n]*min_items\Z"):
+        train(replace(early_shop, interactions=early_shop.interactions.head(5)), tiny)
+    with pytest.raises(DataError, match=r"^meta-training: 1 people[^\n]*expected at least 3[^\n]*\Z"):
+        train(with_events(early_shop, pl.col("user_id").is_in([f"user-00{n}" for n in range(5)])), tiny)
+    alone = replace(tiny, meta=replace(tiny.meta, held_out=0.999))
+    with pytest.raises(DataError, match=r"^meta-training: 5 people[^\n]*\Z"):
+        train(with_events(early_shop, pl.col("user_id").is_in([f"user-00{n}" for n in range(5)])), alone)
+
+
+def test_episodes_that_nobody_is_long_enough_for(early_shop: Dataset, tiny: Config) -> None:
+    with pytest.raises(DataError, match=r"^meta-training[^\n]*50 distinct items; lower meta.min_query\Z"):
+        train(early_shop, replace(tiny, meta=replace(tiny.meta, min_query=50)))
+
+
+def test_events_that_only_refuse_teach_nothing(early_shop: Dataset, tiny: Config) -> None:
+    with pytest.raises(DataError, match=r"^shop: every event is of a type in negative_events[^\n]*\Z"):
+        train(with_events(early_shop, pl.col("event_type") == "cancel"), tiny)
+
+
+def test_an_unknown_learner(tiny: Config) -> None:
+    with pytest.raises(ConfigError, match=r"^meta.learner is 'bridge'; choose one of: ridge, anil[^\n]*\Z"):
+        replace(tiny, meta=replace(tiny.meta, learner="bridge"))
+
+
+def bare_items(shop: Dataset) -> Dataset:
+    return replace(shop, items=Catalog.from_ids(shop.items.frame["item_id"]))
+
+
+def no_text(shop: Dataset) -> Dataset:
+    return replace(shop, items=Catalog(shop.items.frame, None, ("price",), ()))
+
+
+def text_alone(shop: Dataset) -> Dataset:
+    return replace(shop, items=Catalog(shop.items.frame, "title", (), ()))
+
+
+def no_profiles(shop: Dataset) -> Dataset:
+    return replace(shop, users=Profiles.from_ids(shop.users.frame["user_id"]))
+
+
+def gaps(shop: Dataset) -> Dataset:
+    some = pl.int_range(pl.len()) % 3 == 0
+    items = shop.items.frame.with_columns(pl.when(~some).then(pl.col("title", "price")))
+    users = shop.users.frame.with_columns(pl.when(~some).then(pl.col("country", "age")))
+    return replace(shop, items=Catalog.infer(items), users=Profiles.infer(users))
+
+
+@pytest.mark.parametrize(
+    "less",
+    [bare_items, no_text, text_alone, no_profiles, gaps, lambda shop: no_profiles(bare_items(shop))],
+    ids=["ids alone", "no text", "text alone", "no profiles", "gaps", "events alone"],
+)
+def test_less_data_still_trains_and_finds_the_taste(
+    early_shop: Dataset, tiny: Config, less: Callable[[Dataset], Dataset], tmp_path: Path
+) -> None:
+    model = train(less(early_shop), tiny)
+    sold = model.vocabulary.ids[: model.num_trained]
+    hits = [
+        line.item_id.startswith(taste)
+        for taste in ("garden", "kitchen", "toys")
+        for line in model.recommend([f"{taste}-0{n}" for n in range(4)], candidates=sold)
+    ]
+    assert sum(hits) >= 18  # of 30; chance gives 10 ± 2.4
+    assert all(np.isfinite(score) for score in scores_of(model, []).values())
+    model.save(tmp_path / "model")
+    assert Recommender.load(tmp_path / "model").recommend(["toys-01"]) == model.recommend(["toys-01"])
+
+
+def test_items_without_events_are_known_by_content_alone(early_shop: Dataset, tiny: Config) -> None:
+    """Two unsold items that read the same score the same; exchanging two descriptions exchanges their scores."""
+    frame = early_shop.items.frame
+    late = ["garden-17", "garden-18", "kitchen-17"]
+    described = frame.with_columns(
+        title=pl.when(pl.col("item_id").is_in(late[:2])).then(pl.lit("brass garden bell")).otherwise("title"),
+        price=pl.when(pl.col("item_id").is_in(late[:2])).then(pl.lit(5.0)).otherwise("price"),
+    )
+    events = ["garden-01", "garden-02"]
+    scores = scores_of(train(replace(early_shop, items=Catalog.infer(described)), tiny), events)
+    assert scores["garden-17"] == scores["garden-18"]
+    names = {"garden-18": "kitchen-17", "kitchen-17": "garden-18"}
+    exchanged = described.with_columns(pl.col("item_id").replace(names))
+    swapped = scores_of(train(replace(early_shop, items=Catalog.infer(exchanged)), tiny), events)
+    assert scores["garden-18"] > scores["kitchen-17"]
+    assert swapped == pytest.approx({names.get(item, item): score for item, score in scores.items()}, abs=1e-6)
+
+
+def test_only_people_and_items_with_choices_are_learned(early_shop: Dataset, tiny: Config) -> None:
+    refuser = pl.DataFrame(
+        [("nobody", "toys-19", "cancel", 1.0, datetime(2024, 1, 5), None, None)],
+        schema=early_shop.interactions.schema,
+        orient="row",
+    )
+    dataset = Dataset(
+        "with a refuser",
+        pl.concat([early_shop.interactions, refuser]).sort("timestamp", maintain_order=True),
+        early_shop.items,
+        Profiles(
+            pl.concat([early_shop.users.frame, pl.DataFrame({"user_id": ["nobody"]})], how="diagonal"),
+            ("age",),
+            ("country",),
+        ),
+    )
+    prepared, plain = prepare(dataset, tiny), prepare(early_shop, tiny)
+    assert prepared.vocabulary == plain.vocabulary
+    assert list(prepared.histories) == list(plain.histories) == sorted(set(early_shop.interactions["user_id"]))
+    assert torch.equal(prepared.content, plain.content)
+    assert prepared.profile_encoder == plain.profile_encoder
+
+
+def test_newcomers_are_the_same_at_every_call_and_apart_from_the_others(model: Recommender, tiny: Config) -> None:
+    others, newcomers = newcomers_of(model.users, tiny)
+    assert [list(part) for part in newcomers_of(model.users, tiny)] == [list(others), list(newcomers)]
+    assert not set(others) & set(newcomers)
+    assert set(others) | set(newcomers) == set(model.users)
+    assert all(len(history.items) >= tiny.meta.min_items for history in newcomers.values())
+    assert list(newcomers) != list(newcomers_of(model.users, replace(tiny, seed=5))[1])
+    training, validating = split_newcomers(newcomers)
+    assert not set(training) & set(validating)
+    assert set(training) | set(validating) == set(newcomers)
+    assert len(validating) == len(newcomers) // 3
