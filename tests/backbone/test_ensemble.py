@@ -1,6 +1,5 @@
 """An ensemble scores as the sum of its members, wherever they were trained."""
 
-
 import numpy as np
 import pytest
 import torch

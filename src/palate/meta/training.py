@@ -55,6 +55,8 @@ class MetaConfig:
         for name in ("min_items", "min_query", "num_steps", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"meta.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.learning_rate <= 0:
+            raise ConfigError(f"meta.learning_rate is {self.learning_rate}; it must be above 0")
 
 
 class Episodes(NamedTuple):
@@ -90,8 +92,14 @@ def make_episodes(
     """Cut each history after each size that leaves `min_query` items to predict.
 
     Raises:
+        ConfigError: every size is above what the backbone reads.
         DataError: no history is long enough for any size.
     """
+    if min(sizes) > backbone.config.max_events:
+        raise ConfigError(
+            f"meta.support_sizes is {tuple(sizes)}, but backbone.max_events is {backbone.config.max_events}; "
+            "add a smaller size or raise max_events"
+        )
     sizes = [size for size in sizes if size <= backbone.config.max_events]
     cuts = [
         (row, size) for row, history in enumerate(histories) for size in sizes if len(history.items) >= size + min_query
@@ -135,7 +143,7 @@ def meta_train(
     `on_step(step, of, validation)` is called at each look at the validation people.
 
     Raises:
-        NumericalError: the loss is not finite; names the step.
+        NumericalError: the loss or a score is not finite; names the step.
     """
     rng = np.random.default_rng(seed)
     fixed = {name: value for name, value in params.items() if name.startswith("fixed.")}
@@ -145,9 +153,15 @@ def meta_train(
     def episode_loss(weights: Params, profile: Profile, support: Support, relevant: Tensor, allowed: Tensor) -> Tensor:
         return learner.loss(weights, profile, support, Query(items, relevant, allowed))
 
+    def look(weights: Params, step: int) -> float:
+        try:
+            return validate(learner, weights, items, validation)
+        except NumericalError as error:
+            raise NumericalError(f"meta-training of {config.learner}: validation at step {step}: {error}") from None
+
     losses = vmap(episode_loss, in_dims=(None, 0, 0, 0, 0))
     best = {**params}
-    value = validate(learner, best, items, validation)
+    value = look(best, 0)
     looks, curve, since = [(0, value)], [], []
     best_value = value
     for step in range(1, config.num_steps + 1):
@@ -170,7 +184,7 @@ def meta_train(
         since.append(loss.item())
         if step % config.validate_every == 0 or step == config.num_steps:
             current = {**fixed, **{name: weight.detach().clone() for name, weight in trained.items()}}
-            value = validate(learner, current, items, validation)
+            value = look(current, step)
             looks.append((step, value))
             curve.append((step, float(np.mean(since))))
             since = []
