@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from palate.backbone import pretraining
+from palate.backbone.losses import sampled_softmax_loss
 from palate.backbone.pretraining import PretrainingConfig, PretrainingResult, pretrain
 from palate.backbone.transformer import Backbone, BackboneConfig
 from palate.data.episodes import EMPTY_HISTORY, History, pack
@@ -178,6 +180,37 @@ def test_biases_start_at_the_log_of_popularity() -> None:
     torch.testing.assert_close(backbone.items.bias.detach()[:4], expected, atol=1e-5, rtol=0)
 
 
+def test_every_epoch_draws_anew() -> None:
+    # Without dropout and without learning, what differs between epochs is which positions are asked for.
+    people, profiles = two_tastes()
+    backbone = Backbone(
+        BackboneConfig(dim=8, max_events=MAX_EVENTS, dropout=0.0, id_dropout=0.0), torch.eye(NUM_ITEMS), 2
+    )
+    config = replace(CONFIG, learning_rate=1e-12, positions_per_user=1)
+    losses = pretrain(backbone, people, profiles, config, seed=0).losses
+    assert len({round(loss, 4) for loss in losses}) == config.num_epochs
+
+
+def test_negatives_are_drawn_by_the_root_of_popularity(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, drawn = [], []
+
+    def spy(*given: Tensor) -> Tensor:
+        drawn.append(given[-2])
+        rates.append(given[-1])
+        return sampled_softmax_loss(*given)
+
+    monkeypatch.setattr(pretraining, "sampled_softmax_loss", spy)
+    people = [history([0, 1])] * 4 + [history([0, 2])] * 5  # chosen by 9, 4 and 5 people, the others by none
+    config = replace(CONFIG, loss="sampled", num_negatives=3000, num_epochs=1)
+    pretrain(make_backbone(), people, torch.zeros(9, 2), config, seed=0)
+    share = torch.tensor([3.0, 2.0, 5**0.5])
+    expected = share / share.sum() * 3000
+    torch.testing.assert_close(rates[0][:3].exp(), expected)
+    counts = torch.bincount(drawn[0], minlength=NUM_ITEMS)
+    torch.testing.assert_close(counts[:3].float(), expected, rtol=0.1, atol=0)
+    assert counts[3:].sum() == 0
+
+
 class TestErrors:
     def test_nobody_with_two_items(self) -> None:
         with pytest.raises(DataError, match="no person has two distinct items"):
@@ -195,13 +228,13 @@ class TestErrors:
         assert path.read_bytes() == before
         assert run(make_backbone(), config, path).losses[:2] == begun.losses
 
-    @pytest.mark.parametrize("content", [torch.nan, 1e20], ids=["loss", "gradient"])
+    @pytest.mark.parametrize(("content", "what"), [(torch.nan, "the loss"), (1e20, "the norm of the gradient")])
     def test_unusable_content_stops_the_first_step_and_leaves_no_checkpoint(
-        self, content: float, tmp_path: Path
+        self, content: float, what: str, tmp_path: Path
     ) -> None:
         backbone = make_backbone()
         backbone.items.content[4, 1] = content
-        with pytest.raises(NumericalError, match="epoch 1, step 1"):
+        with pytest.raises(NumericalError, match=f"{what} became .* at epoch 1, step 1"):
             run(backbone, CONFIG, tmp_path / "run.safetensors")
         assert not any(tmp_path.iterdir())
 

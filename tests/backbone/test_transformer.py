@@ -94,6 +94,14 @@ class TestBackbone:
         hurried = history([1, 2])._replace(times=np.array([1.7e9, 1.7e9 + 100 * 86_400]))
         assert (states_of(backbone, [hurried])[0, -1] - usual).abs().max() > 1e-3
 
+    def test_order_counts_by_the_position_alone(self) -> None:
+        # Without gaps, one layer sees the events before the last as a set, but for their positions.
+        backbone = make_backbone(num_layers=1)
+        with torch.no_grad():
+            backbone.gap.zero_()
+        states = states_of(backbone, [history([1, 2, 3]), history([2, 1, 3])])[:, -1]
+        assert (states[0] - states[1]).abs().max() > 1e-3
+
     def test_more_events_than_it_reads_are_refused(self) -> None:
         with pytest.raises(ValueError, match=f"hold 9 events; the backbone reads {MAX_EVENTS}"):
             states_of(make_backbone(), [history([1])], MAX_EVENTS + 1)

@@ -15,6 +15,7 @@ from palate.data.catalog import Catalog, Profiles
 from palate.data.dataset import Dataset
 from palate.data.splitting import default_cut, temporal_split
 from palate.errors import DataError
+from palate.evaluation.few_shot import newcomers_after
 from palate.evaluation.run import evaluate
 from palate.pipeline import train
 from palate.recommend import Recommender
@@ -90,6 +91,24 @@ def test_cold_items_are_judged_among_themselves(results: dict[str, Any]) -> None
     # The targets are the same at every N, and so is what chance does with them.
     assert len(set(curve(cold, "random"))) == 1
     assert all(curve(cold, name, "coverage@5")[0] <= 1 for name in names)
+
+
+def test_cold_targets_are_those_chosen_after_the_largest_support(
+    results: dict[str, Any], model: Recommender, shop: Dataset, tiny: Config
+) -> None:
+    """By hand: who has five known items, then a sixth, and from that moment on chooses a cold one."""
+    split = temporal_split(shop, str(tiny.evaluation.cut))
+    purchases = split.cold_user_events.filter(pl.col("event_type") == "purchase").sort("timestamp")
+    people = newcomers_after(split, shop.users.frame, model, tiny.evaluation).ids
+    ever, after = 0, 0
+    for user in people:
+        log = purchases.filter(pl.col("user_id") == user).select("item_id", "timestamp").rows()
+        first = {item: when for item, when in reversed(log) if item not in split.cold_items}
+        sixth = sorted(first.values())[5]
+        cold = [when for item, when in log if item in split.cold_items]
+        ever += bool(cold)
+        after += any(when >= sixth for when in cold)
+    assert results["cold_items"]["num_users"] == after < ever
 
 
 def test_a_list_of_all_cold_items_has_every_target(model: Recommender, shop: Dataset, tiny: Config) -> None:

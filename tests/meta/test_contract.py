@@ -68,6 +68,21 @@ def test_padding_changes_nothing(name: str, profile: Profile) -> None:
     torch.testing.assert_close(tight, wide, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("chosen", [[], [3, 7]])
+def test_what_padding_holds_is_never_read(name: str, chosen: list[int], profile: Profile) -> None:
+    params, items = world(name)
+    clean = support_of(items, chosen, profile.state, width=5)
+    padding = clean.mask == 0
+    dirty = clean._replace(
+        features=torch.where(padding[:, None], 9.0, clean.features), target=torch.where(padding, -1.0, clean.target)
+    )
+    adapt, prior = make_learner(LEARNERS[name]).adapt, make_learner(LEARNERS[name]).prior(params, profile)
+    expected = adapt(params, prior, clean) if chosen else prior
+    for part, value in adapt(params, prior, dirty).items():
+        torch.testing.assert_close(value, expected[part], rtol=1e-5, atol=1e-6)
+        assert chosen or torch.equal(value, expected[part])
+
+
 def test_the_order_of_the_support_changes_nothing(name: str, profile: Profile) -> None:
     params, items = world(name)
     state = torch.randn(DIM)
@@ -97,6 +112,23 @@ def test_a_choice_lifts_its_likes_and_a_refusal_lowers_them(name: str, profile: 
     params["prior.bias"], params["prior.profile"] = torch.zeros(NUM_FEATURES), torch.zeros(NUM_PROFILE, NUM_FEATURES)
     up, down = (scores(name, params, items, profile, support)[4] for support in (liked, refused))
     assert up > down
+
+
+def test_a_refusal_lowers_what_is_like_it_and_a_choice_lifts_it(name: str, profile: Profile) -> None:
+    params, items = world(name)
+    features = items.features.clone()
+    features[5] = 0.8 * features[4]
+    items = items._replace(features=features)
+    for size in (1, 2):  # two events, so that what one says is added to what another has said
+        other = support_of(items, [9] * (size - 1), profile.state, width=size)
+        liked = support_of(items, [9] * (size - 1) + [4], profile.state)
+        refused = liked._replace(target=liked.target * torch.tensor([1.0] * (size - 1) + [-1.0]))
+        before, up, down = (entry_delta(name, params, support) @ features[5] for support in (other, liked, refused))
+        assert down < before < up
+
+
+def entry_delta(name: str, params: Params, support: Support) -> Tensor:
+    return LEARNERS[name].inner(params, torch.zeros(NUM_FEATURES), support)
 
 
 def test_every_trained_parameter_gets_a_gradient_that_finite_differences_confirm(name: str, profile: Profile) -> None:

@@ -71,7 +71,7 @@ def test_a_shorter_list_is_the_start_of_a_longer_one(model: Recommender) -> None
 @pytest.mark.parametrize("size", [0, 1, 3, 16, 20])
 def test_one_person_and_a_batch_get_the_same_scores(model: Recommender, size: int) -> None:
     events = {name: [f"{name}-{(7 * place) % 20:02}" for place in range(size)] for name in TASTES}
-    profiles = [{"country": "France", "age": 30.0}, {"country": "Italy"}, {}]
+    profiles: list[dict[str, object]] = [{"country": "France", "age": 30.0}, {"country": "Italy"}, {}]
     histories = [model.adapt(items).history for items in events.values()]
     batch = model.score_many(histories, torch.stack([model.encode_profile(profile) for profile in profiles]))
     for row, (items, profile) in enumerate(zip(events.values(), profiles, strict=True)):

@@ -22,7 +22,7 @@ from palate.errors import ModelError
 from palate.recommend import Recommender
 
 FILES = ("manifest.json", "model.json", "model.safetensors", "people.safetensors", "vocabulary.json")
-PEOPLE = ([], ["garden-01"], ["toys-01", "kitchen-02", "toys-19"], "user-003")
+PEOPLE: tuple[str | list[str], ...] = ([], ["garden-01"], ["toys-01", "kitchen-02", "toys-19"], "user-003")
 
 
 @pytest.fixture

@@ -1,0 +1,276 @@
+"""The outer loop on a world of planted tastes: every learner solves it, repeats it, and stops at a NaN."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from palate.backbone.ensemble import Ensemble
+from palate.backbone.transformer import BackboneConfig
+from palate.data.episodes import History, pack
+from palate.errors import ConfigError, DataError, NumericalError
+from palate.meta import LEARNERS, find_learner, make_learner
+from palate.meta.learner import Items, Layout, Params, Profile, Query, Support, init_params
+from palate.meta.tasks import make_supports
+from palate.meta.training import Episodes, MetaConfig, MetaResult, make_episodes, meta_train, score_supports, validate
+from palate.metrics import ndcg_at_k, top_k
+
+NUM_TASTES, PER_TASTE, NUM_FEATURES, DIM = 4, 12, 8, 3
+NUM_ITEMS = NUM_TASTES * PER_TASTE
+CONFIG = MetaConfig(num_steps=30, batch_size=24, learning_rate=0.05, validate_every=10)
+EVERY_LEARNER = pytest.mark.parametrize("name", sorted(LEARNERS))
+
+
+def make_items() -> Items:
+    """Features tell the tastes apart through noise; vectors, states and popularity say nothing."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(NUM_TASTES, NUM_FEATURES, generator=generator)
+    features = centres.repeat_interleave(PER_TASTE, 0)
+    features = 0.4 * (features + 0.8 * torch.randn(NUM_ITEMS, NUM_FEATURES, generator=generator))
+    return Items(
+        features,
+        torch.randn(NUM_ITEMS, DIM + 1, generator=generator),
+        torch.randn(NUM_ITEMS, generator=generator),
+    )
+
+
+def make_params(name: str, items: Items) -> Params:
+    half = torch.cat([torch.zeros(NUM_FEATURES // 2), torch.ones(NUM_FEATURES // 2)])
+    layout = Layout(torch.zeros(NUM_FEATURES), half, 1 - half, 2)
+    return init_params(LEARNERS[name], layout, items)
+
+
+def make_tasks(
+    items: Items, num_people: int, seed: int, *, sizes: tuple[int, ...] = (0, 1, 3, 6), shift: int = 0
+) -> Episodes:
+    """Each person at each size; with `shift`, what follows is of another taste than the support."""
+    rng = np.random.default_rng(seed)
+    supports, relevant, seen, states, profiles = [], [], [], [], []
+    for person in range(num_people):
+        taste = person % NUM_TASTES
+        order = rng.permutation(PER_TASTE) + PER_TASTE * taste
+        wanted = (order + shift * PER_TASTE) % NUM_ITEMS
+        for size in sizes:
+            head = order[:size]
+            supports.append(History(head, np.arange(size, dtype=np.float64), np.zeros(0, np.int64)))
+            relevant.append(np.isin(np.arange(NUM_ITEMS), wanted[size:]))
+            seen.append(np.isin(np.arange(NUM_ITEMS), head))
+            states.append(rng.normal(size=DIM))
+            profiles.append(rng.normal(size=2))
+    state = torch.tensor(np.array(states), dtype=torch.float32)
+    return Episodes(
+        torch.tensor(sizes).repeat(num_people),
+        Profile(torch.tensor(np.array(profiles), dtype=torch.float32), state),
+        make_supports(supports, items.features, state),
+        torch.tensor(np.array(relevant)),
+        torch.tensor(np.array(seen)),
+    )
+
+
+def run(name: str, config: MetaConfig = CONFIG, seed: int = 0, shift: int = 0) -> tuple[Params, MetaResult]:
+    items = make_items()
+    start = make_params(name, items)
+    train = make_tasks(items, 40, seed=1, shift=shift)
+    validation = make_tasks(items, 24, seed=2)
+    config = replace(config, learner=name)
+    return start, meta_train(make_learner(LEARNERS[name]), start, items, train, validation, config, seed=seed)
+
+
+@EVERY_LEARNER
+class TestEveryLearner:
+    def test_training_lowers_the_loss_and_lifts_the_validation(self, name: str) -> None:
+        start, result = run(name, replace(CONFIG, num_steps=40))
+        assert result.losses[-1][1] < 0.8 * result.losses[0][1]
+        best = max(value for _, value in result.validation)
+        assert best > result.validation[0][1] + 0.05
+        items = make_items()
+        learner, validation = make_learner(LEARNERS[name]), make_tasks(items, 24, seed=2)
+        assert validate(learner, result.params, items, validation) == pytest.approx(best, abs=1e-12)
+        assert validate(learner, start, items, validation) == pytest.approx(result.validation[0][1], abs=1e-12)
+
+    def test_more_of_a_taste_never_hurts(self, name: str) -> None:
+        # Only the features say anything here; every size is asked for the same items.
+        items = make_items()
+        items = Items(items.features, torch.zeros_like(items.vectors), torch.zeros(NUM_ITEMS))
+        sizes = (0, 1, 2, 4, 6)
+        tasks = make_tasks(items, 80, seed=3, sizes=sizes)
+        wanted = tasks.relevant[tasks.size == 6].repeat_interleave(len(sizes), 0)
+        hidden = tasks.seen[tasks.size == 6].repeat_interleave(len(sizes), 0)
+        start, result = run(name)
+        for params in (start, result.params):
+            scores = score_supports(make_learner(LEARNERS[name]), params, items, tasks.profile, tasks.support)
+            ranked = top_k(scores.masked_fill(hidden, -torch.inf).numpy(), 6)
+            values = ndcg_at_k(ranked, wanted.numpy())
+            curve = [values[tasks.size.numpy() == size].mean() for size in sizes]
+            assert all(later > earlier for earlier, later in pairwise(curve)), curve
+            assert curve[-1] > curve[0] + 0.3, curve
+
+    def test_same_seed_same_result(self, name: str) -> None:
+        (_, one), (_, other), (_, third) = run(name), run(name), run(name, seed=1)
+        assert one.losses == other.losses
+        assert one.validation == other.validation
+        assert all(torch.equal(value, other.params[key]) for key, value in one.params.items())
+        assert third.losses != one.losses
+
+    def test_fixed_parameters_and_the_start_stay_as_they_are(self, name: str) -> None:
+        before = make_params(name, make_items())
+        start, result = run(name)
+        assert result.params.keys() == start.keys()
+        for key, value in before.items():
+            assert torch.equal(start[key], value), key
+            if key.startswith("fixed."):
+                assert torch.equal(result.params[key], value), key
+        trained = [key for key in start if not key.startswith("fixed.")]
+        assert all(not torch.equal(result.params[key], start[key]) for key in trained)
+        assert not any(value.requires_grad for value in result.params.values())
+
+    def test_the_best_look_is_kept(self, name: str) -> None:
+        # People whose support misleads teach the learner what the validation people contradict.
+        items = make_items()
+        start, result = run(name, shift=1)
+        values = [value for _, value in result.validation]
+        assert [step for step, _ in result.validation] == [0, 10, 20, 30]
+        assert values[-1] < max(values)
+        again = validate(make_learner(LEARNERS[name]), result.params, items, make_tasks(items, 24, seed=2))
+        assert again == pytest.approx(max(values), abs=1e-12)
+        if values[0] == max(values):
+            assert all(torch.equal(value, result.params[key]) for key, value in start.items())
+
+    @pytest.mark.parametrize("validate_every", [1, 10])
+    def test_an_explosion_names_the_learner_and_the_step(self, name: str, validate_every: int) -> None:
+        with pytest.raises(NumericalError, match=rf"meta-training of {name}: .*step \d+"):
+            run(name, replace(CONFIG, learning_rate=1e30, validate_every=validate_every))
+
+    def test_a_nan_in_the_features_stops_at_once(self, name: str) -> None:
+        items = make_items()
+        broken = items._replace(popularity=items.popularity.index_fill(0, torch.tensor([7]), torch.nan))
+        tasks = make_tasks(items, 8, seed=0)
+        with pytest.raises(NumericalError, match=f"meta-training of {name}: validation at step 0"):
+            meta_train(
+                make_learner(LEARNERS[name]),
+                make_params(name, items),
+                broken,
+                tasks,
+                tasks,
+                replace(CONFIG, learner=name),
+                seed=0,
+            )
+
+
+def test_a_nan_in_the_training_people_names_the_first_step() -> None:
+    items = make_items()
+    train, validation = make_tasks(items, 8, seed=0), make_tasks(items, 8, seed=1)
+    train.support.state[:] = torch.nan
+    with pytest.raises(NumericalError, match="meta-training of ridge: the loss became nan at step 1; lower"):
+        meta_train(
+            make_learner(LEARNERS["ridge"]), make_params("ridge", items), items, train, validation, CONFIG, seed=0
+        )
+
+
+def test_the_first_losses_are_the_mean_over_episodes() -> None:
+    # A batch that holds everyone, steps too small to matter: the curve is the mean loss at the start.
+    items = make_items()
+    start, tasks, learner = make_params("ridge", items), make_tasks(items, 4, seed=0), make_learner(LEARNERS["ridge"])
+    config = MetaConfig(num_steps=2, batch_size=999, learning_rate=1e-9, validate_every=2)
+    looks: list[tuple[int, int, float]] = []
+    result = meta_train(learner, start, items, tasks, tasks, config, seed=0, on_step=lambda *look: looks.append(look))
+    one_by_one = []
+    for row in range(len(tasks.size)):
+        query = Query(items, tasks.relevant[row].float(), (~tasks.seen[row]).float())
+        profile, support = (type(part)(*(value[row] for value in part)) for part in (tasks.profile, tasks.support))
+        assert isinstance(profile, Profile)
+        assert isinstance(support, Support)
+        one_by_one.append(learner.loss(start, profile, support, query).item())
+    assert result.losses == ((2, pytest.approx(np.mean(one_by_one), rel=1e-5)),)
+    assert looks == [(2, 2, result.validation[-1][1])]
+
+
+def test_validation_is_the_mean_over_sizes_of_the_mean_over_people() -> None:
+    # Three people at size 1 whose hit is on top, one at size 0 whose hit is second: (1 + 1/log2(3)) / 2.
+    items = Items(torch.zeros(3, NUM_FEATURES), torch.zeros(3, DIM + 1), torch.tensor([2.0, 1.0, 0.0]))
+    relevant = torch.tensor([[False, True, False]] * 4)
+    seen = torch.tensor([[True, False, False]] * 3 + [[False] * 3])
+    support = make_supports(
+        [History(np.zeros(1, np.int64), np.zeros(1), np.zeros(0, np.int64))] * 4, items.features, torch.zeros(4, DIM)
+    )
+    tasks = Episodes(
+        torch.tensor([1, 1, 1, 0]), Profile(torch.zeros(4, 2), torch.zeros(4, DIM)), support, relevant, seen
+    )
+    value = validate(make_learner(LEARNERS["ridge"]), make_params("ridge", items), items, tasks)
+    assert value == pytest.approx((1 + 1 / np.log2(3)) / 2)
+
+
+class TestMakeEpisodes:
+    def setup_method(self) -> None:
+        torch.manual_seed(0)
+        config = BackboneConfig(dim=4, num_layers=1, num_members=2, max_events=4)
+        self.backbone = Ensemble(config, torch.randn(NUM_ITEMS, 3), 2).eval()
+        self.vectors = self.backbone.item_vectors().detach()
+        self.items = make_items()
+        self.profiles = torch.randn(3, 2)
+        self.people = [self.history([5, 9, 2, 7, 1, 30]), self.history([8, 3]), self.history([4, 6, 0, 11])]
+
+    def history(self, items: list[int]) -> History:
+        times = 1.7e9 + 90_000.0 * np.arange(len(items))
+        return History(np.array(items, np.int64), times, np.array([40], np.int64))
+
+    def make(self, sizes: tuple[int, ...], min_query: int = 2) -> Episodes:
+        return make_episodes(self.people, self.profiles, self.backbone, self.vectors, self.items, sizes, min_query)
+
+    def test_each_size_that_leaves_enough_to_predict(self) -> None:
+        # Six items: cuts at 0, 2, 4; two items: at 0; four items: at 0 and 2. The backbone does not read 5.
+        episodes = self.make((0, 2, 4, 5))
+        assert episodes.size.tolist() == [0, 2, 4, 0, 0, 2]
+
+    def test_what_is_before_the_cut_is_support_and_the_rest_is_relevant(self) -> None:
+        episodes = self.make((2,))
+        assert [row.nonzero().flatten().tolist() for row in episodes.seen] == [[5, 9], [4, 6]]
+        assert [row.nonzero().flatten().tolist() for row in episodes.relevant] == [[1, 2, 7, 30], [0, 11]]
+        torch.testing.assert_close(episodes.support.features, self.items.features[torch.tensor([[5, 9], [4, 6]])])
+        assert episodes.support.target.tolist() == [[1, 1], [1, 1]]  # a refusal has no time, so it is left out
+
+    def test_states_are_those_of_the_support_alone(self) -> None:
+        episodes = self.make((0, 2, 4))
+        rows, people = [0, 0, 0, 1, 2, 2], []
+        for row, size in zip(rows, episodes.size.tolist(), strict=True):
+            people.append(self.people[row].head(size))
+        profiles = self.profiles[rows]
+        with torch.no_grad():
+            expected = self.backbone.last_states(self.vectors, pack(people), profiles)
+            before = self.backbone.last_states(self.vectors, pack([one.head(0) for one in people]), profiles)
+        torch.testing.assert_close(episodes.support.state, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(episodes.profile.state, before, rtol=1e-5, atol=1e-6)
+        assert torch.equal(episodes.profile.features, profiles)
+        # An empty support is the prior: both states are the same.
+        assert torch.equal(episodes.support.state[0], episodes.profile.state[0])
+
+    def test_nobody_long_enough(self) -> None:
+        with pytest.raises(DataError, match=r"no held-out person has 12 distinct items; lower meta\.min_query"):
+            self.make((2, 3), min_query=10)
+
+    def test_only_sizes_that_the_backbone_does_not_read(self) -> None:
+        with pytest.raises(ConfigError, match=r"meta.support_sizes is \(5, 6\), but backbone.max_events is 4"):
+            self.make((5, 6))
+
+
+def test_an_unknown_learner_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="'rigde'; choose one of: ridge"):
+        find_learner("rigde")
+
+
+@pytest.mark.parametrize(
+    ("setting", "bad"),
+    [
+        ("support_sizes", ()),
+        ("support_sizes", (0, -1)),
+        ("held_out", 1.0),
+        ("min_query", 0),
+        ("num_steps", 0),
+        ("learning_rate", 0.0),
+    ],
+)
+def test_a_bad_setting_is_named(setting: str, bad: object) -> None:
+    with pytest.raises(ConfigError, match=f"meta.{setting} is"):
+        replace(CONFIG, **{setting: bad})
