@@ -16,7 +16,7 @@ from palate.data.sources import load, read_csv, read_parquet
 from palate.encoders.attributes import AttributeConfig
 from palate.encoders.text import TextConfig
 from palate.errors import ConfigError
-from palate.meta import find_learner
+from palate.meta import read_settings
 from palate.meta.evidence import EvidenceConfig
 from palate.meta.training import MetaConfig
 
@@ -112,6 +112,8 @@ class Config:
     """The item features that a person's fast weights are over."""
     meta: MetaConfig = field(default_factory=MetaConfig)
     """The meta-learner and its training."""
+    learner: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    """Settings of the learner that meta.learner names; what is not given keeps the learner's own default."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How the model is judged."""
 
@@ -123,7 +125,7 @@ class Config:
                 f"meta.support_sizes is {self.meta.support_sizes}, but the backbone reads {self.backbone.max_events} "
                 "events; name a smaller size or raise backbone.max_events"
             )
-        find_learner(self.meta.learner)
+        read_settings(self.meta.learner, self.learner)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values that JSON takes."""
@@ -187,8 +189,10 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if isinstance(value, Mapping):
         if "Mapping" not in text:
             raise ConfigError(f"{where} is a table; expected {_describe(kind)}")
-        if not all(type(item) is str for item in value.values()):
-            raise ConfigError(f"{where} is {dict(value)!r}; expected text on both sides")
+        accepted = (str,) if "Mapping[str, str]" in text else (bool, int, float, str)
+        if not all(type(item) in accepted for item in value.values()):
+            expected = "text on both sides" if accepted == (str,) else "plain values"
+            raise ConfigError(f"{where} is {dict(value)!r}; expected {expected}")
         return dict(value)
     if value is None and "None" in text:
         return None

@@ -28,7 +28,6 @@ from palate.data.episodes import History, build_histories, hold_out
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeConfig, AttributeEncoder
 from palate.errors import DataError
-from palate.meta import find_learner, make_learner
 from palate.meta.evidence import (
     FeatureSpace,
     fit_features,
@@ -37,7 +36,7 @@ from palate.meta.evidence import (
     layout_of,
     make_items,
 )
-from palate.meta.learner import Items, catalogue_statistics, init_params
+from palate.meta.head import Items, catalogue_statistics, make_head
 from palate.meta.training import make_episodes, meta_train
 from palate.progress import Reporter, StageHandle
 from palate.recommend.content import encode_content
@@ -103,7 +102,6 @@ def train(
     """
     config = config or Config()
     reporter = reporter or Reporter()
-    learner, entry = make_learner(find_learner(config.meta.learner)), find_learner(config.meta.learner)
     with reporter.stage("encode content") as stage:
         prepared = prepare(dataset, config, stage)
         stage.done(f"{len(prepared.vocabulary):,} items × {prepared.content.shape[1]} features")
@@ -162,9 +160,10 @@ def train(
         width, dim = shared.items.features.shape[1], shared.items.vectors.shape[1] - 1
         rank = width - content.shape[1] - dim
         layout = layout_of(rank, content.shape[1], dim, prepared.profile_encoder.dim, config.evidence)
+        head = make_head(config.meta.learner, width, prepared.profile_encoder.dim, config.learner)
         result = meta_train(
-            learner,
-            init_params(entry, layout, shared.items),
+            head,
+            head.params(layout, shared.items),
             shared.items,
             train_set,
             validation_set,

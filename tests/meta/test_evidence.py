@@ -19,7 +19,7 @@ from palate.meta.evidence import (
     layout_of,
     make_items,
 )
-from palate.meta.learner import catalogue_statistics
+from palate.meta.head import catalogue_statistics
 
 
 def history(items: list[int]) -> History:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from palate.meta.learner import ranking_loss
+from palate.meta.objectives import ranking_loss
 
 
 def by_loops(scores: np.ndarray, relevant: np.ndarray, allowed: np.ndarray) -> float:

@@ -23,10 +23,10 @@ def test_choices_come_first_then_refusals_then_padding() -> None:
         [[3, 4], [7, 8], nothing],
     ]
     assert support.target.tolist() == [[1, 1, -1], [0, 0, 0], [-1, -1, 0]]
-    assert support.mask.tolist() == [[1, 1, 1], [0, 0, 0], [1, 1, 0]]
+    assert support.weight.tolist() == [[1, 1, 1], [0, 0, 0], [1, 1, 0]]
     assert torch.equal(support.state, states)
 
 
 def test_nobody_with_an_event_still_has_a_place() -> None:
-    assert make_supports([EMPTY_HISTORY], FEATURES, torch.zeros(1, 4)).mask.tolist() == [[0]]
+    assert make_supports([EMPTY_HISTORY], FEATURES, torch.zeros(1, 4)).weight.tolist() == [[0]]
     assert make_supports([], FEATURES, torch.zeros(0, 4)).features.shape == (0, 1, 2)

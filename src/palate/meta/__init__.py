@@ -1,26 +1,33 @@
 """Meta-learning: every person is a few-shot task; a learner maps a support set to fast weights.
 
-A learner is one file and one line here.
+Usable on its own, on anyone's `nn.Module`: `from_module` cuts it, `build` makes a learner of it, `fit` is the outer
+loop.
 """
 
-from collections.abc import Mapping
+from palate.meta.learner import Events, Fast, Learner, Params, Tasks
+from palate.meta.model import Model, from_module, linear_model
+from palate.meta.objectives import OBJECTIVES
+from palate.meta.outer import FitConfig, FitResult, fit
+from palate.meta.storage import load_params, save_params
+from palate.meta.table import LEARNERS, build, find_learner, read_settings
 
-from palate.errors import ConfigError
-from palate.meta.anil import ANIL
-from palate.meta.learner import Learner, LearnerEntry, make_learner
-from palate.meta.ridge import RIDGE
-
-LEARNERS: Mapping[str, LearnerEntry] = {
-    "ridge": RIDGE,
-    "anil": ANIL,
-}
-
-
-def find_learner(name: str) -> LearnerEntry:
-    """Look a learner up in the table; ConfigError where it is not there."""
-    if name not in LEARNERS:
-        raise ConfigError(f"meta.learner is {name!r}; choose one of: {', '.join(LEARNERS)}")
-    return LEARNERS[name]
-
-
-__all__ = ["LEARNERS", "Learner", "LearnerEntry", "find_learner", "make_learner"]
+__all__ = [
+    "LEARNERS",
+    "OBJECTIVES",
+    "Events",
+    "Fast",
+    "FitConfig",
+    "FitResult",
+    "Learner",
+    "Model",
+    "Params",
+    "Tasks",
+    "build",
+    "find_learner",
+    "fit",
+    "from_module",
+    "linear_model",
+    "load_params",
+    "read_settings",
+    "save_params",
+]

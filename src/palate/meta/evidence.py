@@ -22,7 +22,7 @@ from torch import Tensor
 
 from palate.data.episodes import History, purchase_matrix
 from palate.errors import ConfigError
-from palate.meta.learner import Items, Layout
+from palate.meta.head import Items, Layout
 
 
 @dataclass(frozen=True)

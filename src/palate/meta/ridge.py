@@ -1,72 +1,136 @@
-"""The default learner: Bayesian ridge regression in closed form.
+"""Bayesian ridge regression in closed form on what the head reads.
 
-Model: target = ⟨w, feature⟩ + noise, w ~ N(w₀, diag(precision)⁻¹), noise ~ N(0, σ²). The posterior mean is taken in its
-dual form, an n × n system for n events however many features there are:
+Model: target = prediction of the start + ⟨Δ, feature⟩ + noise, Δ ~ N(0, diag(precision)⁻¹), noise ~ N(0, σ² / weight).
+The posterior mean is taken in its dual form, an n × n system for n events however many features there are:
 
-    Δ = w − w₀ = Λ⁻¹ Φᵀ (Φ Λ⁻¹ Φᵀ + σ² I)⁻¹ (y − Φ w₀)
+    Δ = Λ⁻¹ Φᵀ (Φ Λ⁻¹ Φᵀ + σ² W⁻¹)⁻¹ (y − start)
 
-The precision depends on the support size through the spectrum of the evidence, precision · spectrum^t(n) with a learned
-t(n) = a + b·log(1 + n): after few events the broad common directions are the best guess, after many they are known and
-the fine ones tell people apart. Precision (one per feature), t and noise are learned through the solve, as in
-Bertinetto et al., Meta-learning with differentiable closed-form solvers (R2-D2), 2019, arXiv:1805.08136; the posterior
-is Bishop, Pattern Recognition and Machine Learning, 2006, eq. 3.50–3.53 and 6.66–6.67.
+and is differentiable, so that precision, noise and the body below are meta-learned through the solve, as in Bertinetto
+et al., Meta-learning with differentiable closed-form solvers (R2-D2), 2019, arXiv:1805.08136. The posterior is Bishop,
+Pattern Recognition and Machine Learning, 2006, eq. 3.50–3.53 and 6.66–6.67. The l1 penalty is the posterior mode under
+a Laplace prior, by iterated reweighting of the ridge (Figueiredo, Adaptive Sparseness for Supervised Learning, 2003,
+doi 10.1109/TPAMI.2003.1227989).
 """
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from palate.meta.learner import Layout, LearnerEntry, Params, Support
+from palate.errors import ConfigError
+from palate.meta.learner import Events, Fast, Learner, LearnerEntry, Params, make_learner, weights_of
+from palate.meta.model import Model
+from palate.meta.objectives import Objective
 
-_START_NOISE = 2.0
-_START_TEMPERING = (-0.3, 0.2)
-
-
-def init(layout: Layout) -> Params:
-    """Precision from the layout, one noise variance."""
-    return {
-        "ridge.log_precision": layout.precision.clone(),
-        "ridge.log_noise": torch.tensor(math.log(_START_NOISE)),
-        "ridge.tempering": torch.tensor(_START_TEMPERING),
-    }
+_REWEIGHTINGS = 8
+_SPARSE_FLOOR = 1e-4
 
 
-def metric(params: Params) -> Float[Tensor, "feature"]:
-    """Prior standard deviation of each weight, untempered."""
-    return torch.exp(-0.5 * params["ridge.log_precision"])
+@dataclass(frozen=True)
+class RidgeConfig:
+    """Settings of the closed-form learners."""
+
+    penalty: Literal["l2", "l1", "learned"] = "l2"
+    """l2: every feature has precision 1 and the learned noise is all the regularisation; learned: one meta-learned
+    precision a feature; l1: a Laplace prior, sparse departures."""
+    noise: float = 2.0
+    """Where the noise variance σ² starts; it is meta-learned."""
+
+    def __post_init__(self) -> None:
+        if self.noise <= 0:
+            raise ConfigError(f"learner.noise is {self.noise}; it must be above 0")
 
 
-def prior_deviation(params: Params, count: Float[Tensor, ""]) -> Float[Tensor, "feature"]:
-    """Prior standard deviation of each weight before `count` events are explained."""
-    constant, slope = params["ridge.tempering"]
-    return metric(params) * torch.exp(-0.5 * (constant + slope * count.log1p()) * params["fixed.spectrum"])
+def init(model: Model, config: RidgeConfig) -> Params:
+    """Noise, and one precision a feature where they are learned."""
+    params = {"log_noise": torch.tensor(math.log(config.noise))}
+    if config.penalty == "learned":
+        params["log_precision"] = torch.zeros(num_features(model))
+    return params
 
 
-def inner(params: Params, mean: Float[Tensor, "feature"], support: Support) -> Float[Tensor, "feature"]:
-    """Posterior mean minus prior mean; padded rows are zero rows of the system and change nothing."""
-    scale = prior_deviation(params, support.mask.sum())
-    rows = support.features * support.mask[:, None] * scale
-    residual = (support.target - support.features @ mean) * support.mask
-    weights: Tensor = torch.linalg.solve(_system(params, rows), residual)
-    return scale * (rows.T @ weights)
+def num_features(model: Model) -> int:
+    """Features that the head reads, the column of ones for its bias included."""
+    return sum(model.weights[name].numel() for name in model.head)
+
+
+def start_of(model: Model, params: Params) -> Fast:
+    """The head's shared weights."""
+    shared = weights_of(params)
+    return {name: shared[name] for name in model.head}
+
+
+def moved_by(model: Model, fast: Fast, delta: Float[Tensor, "feature"]) -> Fast:
+    """Add a departure to the head's weight and bias, which the features hold one after the other."""
+    parts = torch.split(delta, [fast[name].numel() for name in model.head])
+    return {name: fast[name] + part.view_as(fast[name]) for name, part in zip(model.head, parts, strict=True)}
+
+
+def deviation(params: Params, features: Tensor) -> Float[Tensor, "feature"]:
+    """Prior standard deviation of each weight."""
+    precision = params.get("log_precision")
+    return features.new_ones(features.shape[-1]) if precision is None else torch.exp(-0.5 * precision)
+
+
+def solve(
+    rows: Float[Tensor, "event feature"],
+    residual: Float[Tensor, "event"],
+    weight: Float[Tensor, "event"],
+    noise: Float[Tensor, ""],
+) -> Float[Tensor, "feature"]:
+    """Posterior mean of the departure in coordinates of unit prior variance; events of weight 0 change nothing."""
+    root = _root(weight)
+    weighted = rows * root[:, None]
+    dual: Tensor = torch.linalg.solve(_system(weighted, noise), residual * root)
+    return weighted.T @ dual
 
 
 def posterior_variance(
-    params: Params, support: Support, features: Float[Tensor, "item feature"]
+    rows: Float[Tensor, "event feature"],
+    weight: Float[Tensor, "event"],
+    noise: Float[Tensor, ""],
+    items: Float[Tensor, "item feature"],
 ) -> Float[Tensor, "item"]:
-    """Variance of ⟨w, feature⟩ for each item after the support: how much is still unknown."""
-    scale = prior_deviation(params, support.mask.sum())
-    rows = support.features * support.mask[:, None] * scale
-    items = features * scale
-    cross = rows @ items.T
-    explained: Tensor = (cross * torch.linalg.solve(_system(params, rows), cross)).sum(0)
+    """Variance of ⟨Δ, item⟩ after the support, all in coordinates of unit prior variance: how much is still unknown."""
+    weighted = rows * _root(weight)[:, None]
+    cross = weighted @ items.T
+    explained: Tensor = (cross * torch.linalg.solve(_system(weighted, noise), cross)).sum(0)
     return items.square().sum(1) - explained
 
 
-def _system(params: Params, rows: Float[Tensor, "event feature"]) -> Float[Tensor, "event event"]:
-    return rows @ rows.T + torch.exp(params["ridge.log_noise"]) * torch.eye(len(rows), dtype=rows.dtype)
+def build(model: Model, objective: Objective, config: RidgeConfig, num_profile: int) -> Learner:
+    """The posterior mean of the head; squared error inside, whatever the objective is outside."""
+
+    def prior(params: Params, profile: Tensor) -> Fast:
+        return start_of(model, params)
+
+    def adapt(params: Params, fast: Fast, support: Events) -> Fast:
+        shared = {**weights_of(params), **fast}
+        features = model.features(shared, support.inputs)
+        features = torch.where(support.weight[:, None] > 0, features, 0.0)
+        residual = support.target - model.predict(shared, support.inputs)
+        noise = params["log_noise"].exp()
+        scale = deviation(params, features)
+        delta = scale * solve(features * scale, residual, support.weight, noise)
+        if config.penalty == "l1":
+            for _ in range(_REWEIGHTINGS):
+                scale = (delta.abs() + _SPARSE_FLOOR).sqrt()
+                delta = scale * solve(features * scale, residual, support.weight, noise)
+        return moved_by(model, fast, delta)
+
+    return make_learner(model, objective, init(model, config), prior, adapt)
 
 
-RIDGE = LearnerEntry(init, inner, metric)
+def _root(weight: Tensor) -> Tensor:
+    """Square root whose derivative at 0 is 0, not infinite."""
+    return torch.where(weight > 0, torch.where(weight > 0, weight, 1.0).sqrt(), 0.0)
+
+
+def _system(weighted: Float[Tensor, "event feature"], noise: Float[Tensor, ""]) -> Float[Tensor, "event event"]:
+    return weighted @ weighted.T + noise * torch.eye(len(weighted), dtype=weighted.dtype)
+
+
+RIDGE = LearnerEntry(RidgeConfig, build)

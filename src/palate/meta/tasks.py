@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from palate.data.episodes import History
-from palate.meta.learner import Support
+from palate.meta.head import Support
 
 
 def make_supports(

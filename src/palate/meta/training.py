@@ -4,6 +4,7 @@ The tasks are people whom the backbone and the evidence have not been fitted on:
 model looks better than it is, and a learner trained there would trust it too much.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,7 +18,9 @@ from torch.func import vmap
 from palate.backbone.ensemble import Ensemble
 from palate.data.episodes import History, pack
 from palate.errors import ConfigError, DataError, NumericalError
-from palate.meta.learner import Items, Learner, Params, Profile, Query, Support
+from palate.meta.head import Head, Items, Profile, Query, Support
+from palate.meta.learner import Params
+from palate.meta.outer import FitConfig, run_outer_loop
 from palate.meta.tasks import make_supports
 from palate.metrics import ndcg_at_k, top_k
 
@@ -128,7 +131,7 @@ def make_episodes(
 
 
 def meta_train(
-    learner: Learner,
+    head: Head,
     params: Params,
     items: Items,
     train: Episodes,
@@ -143,76 +146,70 @@ def meta_train(
     `on_step(step, of, validation)` is called at each look at the validation people.
 
     Raises:
-        NumericalError: the loss or a score is not finite; names the step.
+        NumericalError: the loss or a score is not finite (names the step), or the result ranks worse than at random.
     """
     rng = np.random.default_rng(seed)
-    fixed = {name: value for name, value in params.items() if name.startswith("fixed.")}
-    trained = {name: value.clone().requires_grad_() for name, value in params.items() if name not in fixed}
-    optimiser = torch.optim.Adam(list(trained.values()), lr=config.learning_rate)
 
     def episode_loss(weights: Params, profile: Profile, support: Support, relevant: Tensor, allowed: Tensor) -> Tensor:
-        return learner.loss(weights, profile, support, Query(items, relevant, allowed))
-
-    def look(weights: Params, step: int) -> float:
-        try:
-            return validate(learner, weights, items, validation)
-        except NumericalError as error:
-            raise NumericalError(f"meta-training of {config.learner}: validation at step {step}: {error}") from None
+        return head.loss(weights, profile, support, Query(items, relevant, allowed))
 
     losses = vmap(episode_loss, in_dims=(None, 0, 0, 0, 0))
-    best = {**params}
-    value = look(best, 0)
-    looks, curve, since = [(0, value)], [], []
-    best_value = value
-    for step in range(1, config.num_steps + 1):
+
+    def batch_loss(weights: Params) -> Tensor:
         chosen = torch.from_numpy(rng.choice(len(train.size), min(config.batch_size, len(train.size)), False))
         batch = take(train, chosen)
-        loss = losses(
-            {**fixed, **trained}, batch.profile, batch.support, batch.relevant.float(), (~batch.seen).float()
-        ).mean()
-        pull = sum(weight.square().sum() for name, weight in trained.items() if name.startswith("prior."))
-        if not torch.isfinite(loss):
-            raise NumericalError(
-                f"meta-training of {config.learner}: the loss became {loss.item()} at step {step}; "
-                "lower meta.learning_rate"
-            )
-        for group in optimiser.param_groups:
-            group["lr"] = config.learning_rate * max(0.02, 1 - (step - 1) / config.num_steps)
-        optimiser.zero_grad()
-        (loss + 0.5 * config.prior_pull * pull).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        since.append(loss.item())
-        if step % config.validate_every == 0 or step == config.num_steps:
-            current = {**fixed, **{name: weight.detach().clone() for name, weight in trained.items()}}
-            value = look(current, step)
-            looks.append((step, value))
-            curve.append((step, float(np.mean(since))))
-            since = []
-            if value > best_value:
-                best, best_value = current, value
-            if on_step is not None:
-                on_step(step, config.num_steps, value)
-    return MetaResult(best, tuple(curve), tuple(looks))
+        return losses(weights, batch.profile, batch.support, batch.relevant.float(), (~batch.seen).float()).mean()
+
+    def pull(weights: Params) -> Tensor:
+        means = [weight.square().sum() for name, weight in weights.items() if name.startswith("prior.")]
+        return 0.5 * config.prior_pull * torch.stack(means).sum()
+
+    result = run_outer_loop(
+        head.prepare(params, train.profile.features),
+        batch_loss,
+        lambda weights: validate(head, weights, items, validation),
+        FitConfig(config.num_steps, config.batch_size, config.learning_rate, 0.0, config.validate_every, math.inf),
+        name=f"meta-training of {config.learner}",
+        maximise=True,
+        penalty=pull,
+        on_step=on_step,
+    )
+    best, floor = max(value for _, value in result.validation), random_quality(validation)
+    if best < floor:
+        raise NumericalError(
+            f"meta-training of {config.learner}: the best validation NDCG@10, {best:.4f} at step {result.step}, is "
+            f"worse than that of a list in random order, {floor:.4f}; the shared model or the features are broken"
+        )
+    return MetaResult(result.params, result.losses, result.validation)
 
 
 @torch.no_grad()
-def validate(learner: Learner, params: Params, items: Items, episodes: Episodes) -> float:
+def validate(head: Head, params: Params, items: Items, episodes: Episodes) -> float:
     """Mean over support sizes of the mean NDCG@10 over people, seen items removed."""
-    scores = score_supports(learner, params, items, episodes.profile, episodes.support)
+    scores = score_supports(head, params, items, episodes.profile, episodes.support)
     ranked = top_k(scores.masked_fill(episodes.seen, -torch.inf).numpy(), 10)
     values = ndcg_at_k(ranked, episodes.relevant.numpy())
     sizes = episodes.size.numpy()
     return float(np.mean([values[sizes == size].mean() for size in np.unique(sizes)]))
 
 
+def random_quality(episodes: Episodes) -> float:
+    """What `validate` would give on average to lists in random order: the expected NDCG@10."""
+    num_relevant = episodes.relevant.sum(1).double()
+    num_allowed = (~episodes.seen).sum(1).double()
+    discount = 1 / torch.log2(torch.arange(10, dtype=torch.float64) + 2)
+    expected = num_relevant / num_allowed * discount.sum() / discount.cumsum(0)[num_relevant.long().clamp(1, 10) - 1]
+    return float(np.mean([float(expected[episodes.size == size].mean()) for size in torch.unique(episodes.size)]))
+
+
 def score_supports(
-    learner: Learner, params: Params, items: Items, profile: Profile, support: Support
+    head: Head, params: Params, items: Items, profile: Profile, support: Support
 ) -> Float[Tensor, "user item"]:
     """Adapt and score many people at once; profile and support carry a leading user axis."""
 
     def one(profile: Profile, support: Support) -> Tensor:
-        fast = learner.adapt(params, learner.prior(params, profile), support)
-        return learner.score(params, fast, items)
+        fast = head.adapt(params, head.prior(params, profile), support)
+        return head.score(params, fast, items)
 
     scores: Tensor = vmap(one)(profile, support)
     return scores

@@ -20,9 +20,9 @@ from palate.data.log import read_ids, require_columns, validate_interactions
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeEncoder
 from palate.errors import ConfigError, DataError, ModelError
-from palate.meta import find_learner, make_learner
 from palate.meta.evidence import FeatureSpace, Rotation
-from palate.meta.learner import Fast, Items, Learner, LearnerEntry, Params, Profile, Support
+from palate.meta.head import Head, Items, Profile, Support, make_head, metric
+from palate.meta.learner import Fast, Params
 from palate.meta.tasks import make_supports
 from palate.meta.training import score_supports
 from palate.metrics import top_k
@@ -136,7 +136,7 @@ class Recommender:
                 f"the state names items beyond the {len(self.vocabulary):,} of this model; add those items to it first"
             )
         with torch.inference_mode():
-            scores = self._learner.score(self.params, state.fast, self.items).numpy()
+            scores = self._head.score(self.params, state.fast, self.items).numpy()
         allowed = self._allowed(state.history, exclude, include_seen, candidates)
         ranked = top_k(np.where(allowed, scores, -np.inf)[None], k)[0]
         places = ranked[ranked >= 0]
@@ -157,7 +157,7 @@ class Recommender:
             states = self._states(recent, profiles)
             before = self._states([EMPTY_HISTORY] * len(recent), profiles)
             supports = make_supports(recent, self.items.features, states)
-            scores = score_supports(self._learner, self.params, self.items, Profile(profiles, before), supports)
+            scores = score_supports(self._head, self.params, self.items, Profile(profiles, before), supports)
         return np.asarray(scores.numpy())
 
     def backbone_scores(
@@ -279,17 +279,14 @@ class Recommender:
     # ---------------------------------------------------------------------------------------------- inside
 
     @cached_property
-    def _entry(self) -> LearnerEntry:
-        return find_learner(self.config.meta.learner)
-
-    @cached_property
-    def _learner(self) -> Learner:
-        return make_learner(self._entry)
+    def _head(self) -> Head:
+        num_profile, num_features = self.params["prior.profile"].shape
+        return make_head(self.config.meta.learner, num_features, num_profile, self.config.learner)
 
     @cached_property
     def _directions(self) -> Float[Tensor, "item feature"]:
-        """Items as unit vectors in the learner's metric."""
-        return torch.nn.functional.normalize(self.items.features * self._entry.metric(self.params), dim=1)
+        """Items as unit vectors in the head's metric."""
+        return torch.nn.functional.normalize(self.items.features * metric(self.params), dim=1)
 
     def _states(
         self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
@@ -301,8 +298,8 @@ class Recommender:
         recent = history.tail(self.config.backbone.max_events)
         before, after = self._states([EMPTY_HISTORY, recent], profile.expand(2, -1))
         support = make_supports([recent], self.items.features, after[None])
-        fast = self._learner.prior(self.params, Profile(profile, before))
-        return self._learner.adapt(self.params, fast, Support(*(value[0] for value in support)))
+        fast = self._head.prior(self.params, Profile(profile, before))
+        return self._head.adapt(self.params, fast, Support(*(value[0] for value in support)))
 
     def _read(
         self, events: "str | pl.DataFrame | Sequence[str]", profile: Mapping[str, object] | None

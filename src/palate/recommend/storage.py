@@ -25,7 +25,7 @@ from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeEncoder
 from palate.errors import ModelError, PalateError
 from palate.meta.evidence import FeatureSpace, Rotation
-from palate.meta.learner import Items
+from palate.meta.head import Items
 
 if TYPE_CHECKING:
     from palate.recommend.recommender import Recommender

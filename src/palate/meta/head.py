@@ -1,0 +1,223 @@
+"""The recommender's head: what a person's fast weights are, whichever learner finds them.
+
+Fast weights together are one query vector, so scoring stays an inner product:
+
+    score(i) = g_s(n) · ⟨state, vector_i⟩/σ_s + g_e(n) · ⟨Δ, feature_i⟩/σ_e + ⟨w₀, feature_i⟩ + p · popularity_i
+
+where state is what the backbone read in context, w₀ the prior mean (from nothing and from the profile), Δ what the
+learner makes of the support on top of w₀, σ the spread of each term over the catalogue, and g gates that are learned as
+functions of the support size n: how far to trust in-context reading and adapted weights after n events. Popularity has
+one weight p whatever n is: how fast it loses against taste changes from season to season, and a learned decline did
+not carry over.
+
+The learner adapts a linear model on scaled features. The scale of each is the square root of a learned precision, and
+depends on the support size through the spectrum of the evidence, precision · spectrum^t(n) with a learned
+t(n) = a + b·log(1 + n): after few events the broad common directions are the best guess, after many they are known and
+the fine ones tell people apart.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from palate.meta.learner import Events, Fast, Params
+from palate.meta.model import linear_model
+from palate.meta.objectives import ranking_loss
+from palate.meta.table import build, find_learner
+
+NUM_GATE_INPUTS = 4
+_GATE_START = {"state": 0.9, "evidence": 0.45}
+_POPULARITY_START = 0.5
+_TEMPERING_START = (-0.3, 0.2)
+_EPSILON = 1e-6
+
+
+class Profile(NamedTuple):
+    """What is known of a person before any event."""
+
+    features: Float[Tensor, "profile"]
+    state: Float[Tensor, "dim"]
+    """The backbone's state after the profile alone."""
+
+
+class Support(NamedTuple):
+    """The events that a person is adapted to, padded to any width."""
+
+    features: Float[Tensor, "event feature"]
+    target: Float[Tensor, "event"]
+    """+1 chosen, −1 refused."""
+    weight: Float[Tensor, "event"]
+    """How much an event counts; 0 for padding."""
+    state: Float[Tensor, "dim"]
+    """The backbone's state after these events."""
+
+
+class Items(NamedTuple):
+    """What scoring reads of the candidates."""
+
+    features: Float[Tensor, "item feature"]
+    vectors: Float[Tensor, "item dim"]
+    """Backbone vectors with the item bias as last column."""
+    popularity: Float[Tensor, "item"]
+    """Standardised log popularity."""
+
+
+class Query(NamedTuple):
+    """What a list after the support should have held."""
+
+    items: Items
+    relevant: Float[Tensor, "item"]
+    """1 for the items chosen later, else 0."""
+    allowed: Float[Tensor, "item"]
+    """1 for the items that may be listed, 0 for those already seen."""
+
+
+class Head(NamedTuple):
+    """Pure functions of one person; an empty support returns the prior."""
+
+    params: Callable[["Layout", Items], Params]
+    """The head's and the learner's parameters before meta-training; deterministic."""
+    prepare: Callable[[Params, Float[Tensor, "user profile"]], Params]
+    """What the learner fits on the training people's profiles before meta-training."""
+    prior: Callable[[Params, Profile], Fast]
+    adapt: Callable[[Params, Fast, Support], Fast]
+    score: Callable[[Params, Fast, Items], Float[Tensor, "item"]]
+    loss: Callable[[Params, Profile, Support, Query], Float[Tensor, ""]]
+
+
+class Layout(NamedTuple):
+    """Sizes that a learner's parameters depend on."""
+
+    precision: Float[Tensor, "feature"]
+    """Where each feature's prior precision starts (log)."""
+    has_prior: Float[Tensor, "feature"]
+    """1 for the features whose axes mean the same in every fit, so that a prior mean can be learned on them."""
+    tempered: Float[Tensor, "feature"]
+    """1 for the features whose spectrum a learner may flatten as the support grows."""
+    num_profile_features: int
+
+
+def catalogue_statistics(items: Items, tempered: Float[Tensor, "feature"]) -> Params:
+    """What the head knows of the catalogue: covariances, which put the terms on one scale, and the spectrum.
+
+    The spectrum is the log of each tempered feature's mean square, relative to the mean one; 0 for all others.
+    """
+    power = items.features.square().mean(0)
+    alive = (tempered > 0) & (power > 0)
+    spectrum = torch.zeros_like(power)
+    spectrum[alive] = (power[alive] / power[alive].mean()).log()
+    return {
+        "fixed.spectrum": spectrum,
+        "fixed.vector_covariance": torch.cov(items.vectors.T, correction=0),
+        "fixed.feature_covariance": torch.cov(items.features.T, correction=0),
+    }
+
+
+def make_head(learner: str, num_features: int, num_profile: int, settings: Mapping[str, Any] | None = None) -> Head:
+    """Put a learner of the table, with its settings, under the head.
+
+    Raises:
+        ConfigError: an unknown learner or setting.
+    """
+    core = build(learner, linear_model(num_features), "clicks", num_profile=num_profile, **(settings or {}))
+    by_feature = find_learner(learner).by_feature
+
+    def params(layout: Layout, items: Items) -> Params:
+        gates = torch.zeros(len(_GATE_START), NUM_GATE_INPUTS)
+        gates[:, 0] = torch.tensor([math.log(math.expm1(start)) for start in _GATE_START.values()])
+        return {
+            "gates": gates,
+            "popularity": torch.tensor(_POPULARITY_START),
+            "prior.bias": torch.zeros(num_features),
+            "prior.profile": torch.zeros(num_profile, num_features),
+            "head.log_precision": layout.precision.clone(),
+            "head.tempering": torch.tensor(_TEMPERING_START),
+            "fixed.has_prior": layout.has_prior,
+            "fixed.tempered": layout.tempered,
+            **catalogue_statistics(items, layout.tempered),
+            **{_shown(name): value for name, value in core.params.items() if name != "model.weight"},
+        }
+
+    def core_params(params: Params) -> Params:
+        own = {name: params[_shown(name)] for name in core.params if name != "model.weight"}
+        return {"model.weight": torch.zeros_like(params["head.log_precision"]), **own}
+
+    def prepare(params: Params, profiles: Tensor) -> Params:
+        fitted = core.prepare(core_params(params), profiles, None)
+        return {**params, **{_shown(name): value for name, value in fitted.items() if name != "model.weight"}}
+
+    def scale_of(params: Params, count: Tensor) -> Tensor:
+        scale = prior_deviation(params, count)
+        # NOTE: what such a learner learned about one feature is wrong where a new fit gives the feature another sense.
+        return scale * params["fixed.has_prior"] if by_feature else scale
+
+    def compose(params: Params, start: Fast, state: Tensor, mean: Tensor, moved: Tensor, count: Tensor) -> Fast:
+        gates = F.softplus(params["gates"] @ _gate_inputs(count))
+        query = torch.cat([state, state.new_ones(1)])
+        delta = scale_of(params, count) * moved
+        return {
+            "state": gates[0] * query / _spread(query, params["fixed.vector_covariance"]),
+            "delta": gates[1] * delta / _spread(delta, params["fixed.feature_covariance"]),
+            "prior": mean,
+            "popularity": params["popularity"],
+            **{f"start.{name}": value for name, value in start.items()},
+        }
+
+    def prior(params: Params, profile: Profile) -> Fast:
+        mean = (params["prior.bias"] + profile.features @ params["prior.profile"]) * params["fixed.has_prior"]
+        start = core.prior(core_params(params), profile.features)
+        return compose(params, start, profile.state, mean, start["weight"], mean.new_zeros(()))
+
+    def adapt(params: Params, fast: Fast, support: Support) -> Fast:
+        count = (support.weight > 0).sum().to(support.weight)
+        mean = fast["prior"]
+        start = {name[len("start.") :]: value for name, value in fast.items() if name.startswith("start.")}
+        rows = support.features * scale_of(params, count)
+        inputs = torch.cat([rows, (support.features @ mean)[:, None]], 1)
+        kind = torch.zeros_like(support.weight, dtype=torch.int64)
+        moved = core.adapt(core_params(params), start, Events(inputs, support.target, support.weight, kind))
+        return compose(params, start, support.state, mean, moved["weight"], count)
+
+    def score(params: Params, fast: Fast, items: Items) -> Tensor:
+        return (
+            items.vectors @ fast["state"]
+            + items.features @ (fast["delta"] + fast["prior"])
+            + items.popularity * fast["popularity"]
+        )
+
+    def loss(params: Params, profile: Profile, support: Support, query: Query) -> Tensor:
+        fast = adapt(params, prior(params, profile), support)
+        return ranking_loss(score(params, fast, query.items), query.relevant, query.allowed)
+
+    return Head(params, prepare, prior, adapt, score, loss)
+
+
+def metric(params: Params) -> Float[Tensor, "feature"]:
+    """How much each feature counts when two items are compared: the prior deviation of its weight, untempered."""
+    return torch.exp(-0.5 * params["head.log_precision"])
+
+
+def prior_deviation(params: Params, count: Float[Tensor, ""]) -> Float[Tensor, "feature"]:
+    """Prior standard deviation of each weight before `count` events are explained."""
+    constant, slope = params["head.tempering"]
+    return metric(params) * torch.exp(-0.5 * (constant + slope * count.log1p()) * params["fixed.spectrum"])
+
+
+def _shown(name: str) -> str:
+    """The learner's own parameters among the head's; what is fixed for it stays fixed."""
+    return f"fixed.learner.{name[len('fixed.') :]}" if name.startswith("fixed.") else f"learner.{name}"
+
+
+def _gate_inputs(count: Float[Tensor, ""]) -> Float[Tensor, "input"]:
+    """Support size as [1, n = 0, log(1 + n), 1/(1 + n)]."""
+    return torch.stack([torch.ones_like(count), (count == 0).to(count), count.log1p(), 1 / (1 + count)])
+
+
+def _spread(query: Float[Tensor, "feature"], covariance: Float[Tensor, "feature feature"]) -> Float[Tensor, ""]:
+    """Standard deviation of ⟨query, item⟩ over the catalogue; positive, so that an all-zero query stays zero."""
+    return (query @ covariance @ query + _EPSILON).sqrt()

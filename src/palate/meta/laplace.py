@@ -1,0 +1,66 @@
+"""Laplace's approximation for clicks: the mode of logistic regression on the head, by Newton's method.
+
+Each step is the ridge posterior of a weighted working response (iteratively reweighted least squares; Bishop, Pattern
+Recognition and Machine Learning, 2006, eq. 4.99–4.100 and §4.5; in the dual form, Rasmussen & Williams, Gaussian
+Processes for Machine Learning, 2006, algorithm 3.1). Meta-learned through the steps, as R2-D2's logistic variant
+(arXiv:1805.08136, §3.2). With squared error one step is exact and equals `ridge`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from palate.errors import ConfigError
+from palate.meta.learner import Events, Fast, Learner, LearnerEntry, Params, make_learner, weights_of
+from palate.meta.model import Model
+from palate.meta.objectives import Objective
+from palate.meta.ridge import RidgeConfig, deviation, init, moved_by, solve, start_of
+
+_CURVATURE_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class LaplaceConfig(RidgeConfig):
+    """Settings of the Laplace learner."""
+
+    noise: float = 0.5
+    """Where σ² starts; ½ is the logistic likelihood itself, more trusts events less."""
+    num_steps: int = 4
+    """Newton steps; the logistic mode is found to working precision in four to six."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_steps < 1:
+            raise ConfigError(f"learner.num_steps is {self.num_steps}; it must be at least 1")
+        if self.penalty == "l1":
+            raise ConfigError("learner.penalty is 'l1'; laplace has l2 and learned: use ridge for a sparse closed form")
+
+
+def build(model: Model, objective: Objective, config: LaplaceConfig, num_profile: int) -> Learner:
+    """The posterior mode of the head under the objective's own loss."""
+
+    def prior(params: Params, profile: Tensor) -> Fast:
+        return start_of(model, params)
+
+    def adapt(params: Params, fast: Fast, support: Events) -> Fast:
+        shared = {**weights_of(params), **fast}
+        counts = support.weight > 0
+        features = torch.where(counts[:, None], model.features(shared, support.inputs), 0.0)
+        scale = deviation(params, features)
+        start = model.predict(shared, support.inputs)
+        target = torch.where(counts, support.target, 0.0)
+        noise = params["log_noise"].exp()
+        delta = torch.zeros_like(scale)
+        for _ in range(config.num_steps):
+            lift = features @ delta
+            curvature = objective.curvature(start + lift, target).clamp_min(_CURVATURE_FLOOR)
+            response = lift - objective.slope(start + lift, target) / curvature
+            # The squared loss has curvature 2 where a Gaussian of unit noise has 1: halve, so that noise means σ².
+            delta = scale * solve(features * scale, response, 0.5 * support.weight * curvature, noise)
+        return moved_by(model, fast, delta)
+
+    return make_learner(model, objective, init(model, config), prior, adapt)
+
+
+LAPLACE = LearnerEntry(LaplaceConfig, build)
