@@ -75,17 +75,19 @@ def test_meta_gradients_equal_those_of_plain_autograd(
     expected, gradient = plain_maml(net, moving, second_order=second_order)
     none = torch.zeros(0, dtype=torch.float64)
 
-    def loss(params: Params) -> Tensor:
-        if not batched:
-            return learner.loss(params, none, SUPPORT, QUERY)
-        support, query = (Events(*(value[None] for value in part)) for part in (SUPPORT, QUERY))
-        return learner.losses(params, Tasks(none[None], support, query))[0]
-
-    params = {key: value.double() for key, value in learner.params.items()}
-    torch.testing.assert_close(loss(params), expected.detach())
-    for key, value in grad(loss)(params).items():
-        if key.startswith("model."):
-            torch.testing.assert_close(value, gradient[key.removeprefix("model.")], rtol=1e-6, atol=1e-9)
+    params = {key: value.double().requires_grad_() for key, value in learner.params.items()}
+    support, query = (Events(*(value[None] for value in part)) for part in (SUPPORT, QUERY))
+    tasks = Tasks(none[None], support, query)
+    loss = learner.losses(params, tasks)[0] if batched else learner.loss(params, none, SUPPORT, QUERY)
+    torch.testing.assert_close(loss, expected)
+    weights = [key for key in params if key.startswith("model.")]
+    found = dict(zip(weights, torch.autograd.grad(loss, [params[key] for key in weights]), strict=True))
+    for key, value in found.items():
+        torch.testing.assert_close(value, gradient[key.removeprefix("model.")], rtol=1e-6, atol=1e-9)
+    # Inside a transform of torch.func the same comes out.
+    again = grad(lambda params: learner.losses(params, tasks).sum())({k: v.detach() for k, v in params.items()})
+    for key in weights:
+        torch.testing.assert_close(again[key], found[key], rtol=1e-6, atol=1e-9)
 
 
 def test_reptile_moves_the_start_towards_the_solution_of_all_events() -> None:

@@ -5,7 +5,7 @@ loop.
 """
 
 from palate.meta.learner import Events, Fast, Learner, Params, Tasks
-from palate.meta.model import Model, from_module, linear_model
+from palate.meta.model import Model, from_module, linear_model, with_offset
 from palate.meta.objectives import OBJECTIVES
 from palate.meta.outer import FitConfig, FitResult, fit
 from palate.meta.storage import load_params, save_params
@@ -30,4 +30,5 @@ __all__ = [
     "load_params",
     "read_settings",
     "save_params",
+    "with_offset",
 ]

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.func import grad
 
 from palate.errors import ConfigError
-from palate.meta.learner import Events, Fast, Learner, Params, make_learner, weights_of
+from palate.meta import fused
+from palate.meta.learner import Events, Fast, Learner, Params, Tasks, make_learner, weights_of
 from palate.meta.model import Model
 from palate.meta.objectives import Objective, mean_over_events
 from palate.meta.penalty import PenaltyConfig, init_penalty, shrink
@@ -104,4 +105,55 @@ def gradient_learner(
         )
 
     start = {name: model.weights[name] for name in fast_names}
-    return make_learner(model, objective, {**init_steps(config), **init_penalty(config, start)}, prior, adapt)
+    return make_learner(
+        model,
+        objective,
+        {**init_steps(config), **init_penalty(config, start)},
+        prior,
+        adapt,
+        losses=fused_losses(model, objective, config, fast_names, first_order=first_order),
+    )
+
+
+def fused_losses(
+    model: Model,
+    objective: Objective,
+    config: GradientConfig,
+    fast_names: Sequence[str],
+    *,
+    first_order: bool = False,
+    scaled: bool = False,
+) -> Callable[[Params, Tasks], Tensor] | None:
+    """The hand-batched losses of `palate.meta.fused`, where they apply: else None, and the caller vectorises.
+
+    They apply to a plain stack of layers of which the last ones move, without penalty, under a mean outer loss.
+    `scaled` takes a step scale for each weight from the parameters under "step.".
+    """
+    layers = model.layers
+    if layers is None or config.penalty != "none" or not objective.mean_outer:
+        return None
+    moving = [weight in fast_names and bias in fast_names for weight, bias in layers.names]
+    adapted = moving.index(True)
+    if not all(moving[adapted:]) or len(fast_names) != 2 * (len(moving) - adapted):
+        return None
+    activation = fused.ACTIVATIONS[layers.activation]
+    inner = fused.Objective(objective.loss, objective.slope, objective.curvature)
+
+    def losses(params: Params, tasks: Tasks) -> Tensor:
+        support, query = (fused.Events(part.inputs, part.target, part.weight) for part in (tasks.support, tasks.query))
+        scales = (
+            [(params[f"step.{weight}"], params[f"step.{bias}"]) for weight, bias in layers.names] if scaled else None
+        )
+        return fused.maml_losses(
+            [(params[f"model.{weight}"], params[f"model.{bias}"]) for weight, bias in layers.names],
+            activation,
+            inner,
+            support,
+            query,
+            step_sizes(config, params),
+            first_order=first_order,
+            step_scales=scales,
+            adapted=adapted,
+        )
+
+    return losses

@@ -103,10 +103,24 @@ def make_learner(
         adapt,
         predict,
         one,
-        losses or (lambda params, tasks: vmap(one, in_dims=(None, 0, 0, 0))(params, *tasks)),
+        _by_hand(losses, one),
         objective,
         prepare or (lambda params, profiles, classes: params),
     )
+
+
+def _by_hand(
+    losses: Callable[[Params, Tasks], Tensor] | None, one: Callable[[Params, Tensor, Events, Events], Tensor]
+) -> Callable[[Params, Tasks], Tensor]:
+    """The hand-batched losses where they are given and can be used."""
+
+    def batched(params: Params, tasks: Tasks) -> Tensor:
+        # NOTE: a hand-written backward pass cannot be transformed by torch.func; inside a transform vmap takes over.
+        if losses is not None and torch._C._functorch.peek_interpreter_stack() is None:
+            return losses(params, tasks)
+        return vmap(one, in_dims=(None, 0, 0, 0))(params, *tasks)
+
+    return batched
 
 
 def weights_of(params: Params) -> dict[str, Tensor]:
@@ -129,7 +143,8 @@ def with_event_kinds(learner: Learner, num_kinds: int) -> Learner:
         return learner.loss(params, profile, weigh(params, support), query)
 
     def losses(params: Params, tasks: Tasks) -> Tensor:
-        return learner.losses(params, tasks._replace(support=weigh(params, tasks.support)))
+        # NOTE: the hand-batched path takes weights as constants; these have a gradient.
+        return vmap(loss, in_dims=(None, 0, 0, 0))(params, *tasks)
 
     return learner._replace(
         params={**learner.params, "events.log_weight": torch.zeros(num_kinds)}, adapt=adapt, loss=loss, losses=losses

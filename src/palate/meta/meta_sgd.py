@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from palate.meta.gradient import GradientConfig, descend, init_steps, step_sizes, support_loss
+from palate.meta.gradient import GradientConfig, descend, fused_losses, init_steps, step_sizes, support_loss
 from palate.meta.learner import Events, Fast, Learner, LearnerEntry, Params, make_learner, weights_of
 from palate.meta.model import Model
 from palate.meta.objectives import Objective
@@ -43,7 +43,8 @@ def build(model: Model, objective: Objective, config: MetaSGDConfig, num_profile
 
     steps = {f"step.{name}": torch.ones_like(weight) for name, weight in model.weights.items()}
     start = {**init_steps(config), **init_penalty(config, model.weights), **steps}
-    return make_learner(model, objective, start, prior, adapt)
+    losses = fused_losses(model, objective, config, names, scaled=True)
+    return make_learner(model, objective, start, prior, adapt, losses=losses)
 
 
 META_SGD = LearnerEntry(MetaSGDConfig, build)

@@ -2,7 +2,8 @@
 
     inputs → body → features → head → prediction          (the decision layers are the end of it, the head the last)
 
-`from_module` takes anyone's `nn.Module`, `linear_model` is regression on given features.
+`from_module` takes anyone's `nn.Module`, `linear_model` is regression on given features, `with_offset` adds a known
+part to the prediction.
 """
 
 import copy
@@ -90,12 +91,24 @@ def linear_model(num_features: int) -> Model:
     """Regression on given features: inputs are (event, feature + 1), the last column an offset that is added."""
 
     def features(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        return inputs[..., :-1]
+        return inputs
 
     def predict(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        return inputs[..., :-1] @ weights["weight"] + inputs[..., -1]
+        return inputs @ weights["weight"]
 
-    return Model({"weight": torch.zeros(num_features)}, predict, features, ("weight",), ("weight",))
+    return with_offset(Model({"weight": torch.zeros(num_features)}, predict, features, ("weight",), ("weight",)))
+
+
+def with_offset(model: Model) -> Model:
+    """Inputs (event, input + 1): the last column is added to the prediction, and the model never reads it."""
+
+    def features(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        return model.features(weights, inputs[..., :-1])
+
+    def predict(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        return model.predict(weights, inputs[..., :-1]) + inputs[..., -1]
+
+    return model._replace(predict=predict, features=features, layers=None)
 
 
 def _without(network: nn.Module, head: str) -> nn.Module:

@@ -24,6 +24,8 @@ class Objective(NamedTuple):
     """Second derivative by the prediction."""
     outer: Callable[[Float[Tensor, "event"], Float[Tensor, "event"], Float[Tensor, "event"]], Float[Tensor, ""]]
     """(predictions, targets, weights) → loss of a query set."""
+    mean_outer: bool = True
+    """Whether the outer loss is the mean of the event losses, as the hand-batched path takes it to be."""
 
 
 def mean_over_events(values: Float[Tensor, "event"], weight: Float[Tensor, "event"]) -> Float[Tensor, ""]:
@@ -86,6 +88,7 @@ OBJECTIVES: Mapping[str, Objective] = {
         _logistic_slope,
         _logistic_curvature,
         lambda predictions, target, weight: ranking_loss(predictions, (target > 0).to(predictions), weight),
+        mean_outer=False,
     ),
 }
 """ratings: squared error. clicks: logistic loss of ±1. ranking: logistic inside, LambdaLoss for NDCG outside."""
