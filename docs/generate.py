@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from palate.cli import app
 from palate.config import Config
+from palate.meta import LEARNERS
 
 HERE = Path(__file__).parent
 
@@ -19,7 +20,11 @@ def command_line() -> str:
     """Every command with its options, from the help texts."""
     group: Any = get_command(app)
     parts = ["# Command line", "", "Written by `make docs` from the program's own help.", ""]
+    commands: list[tuple[str, Any]] = []
     for name, command in group.commands.items():
+        nested = getattr(command, "commands", None)
+        commands += [(name, command)] if nested is None else [(f"{name} {n}", c) for n, c in nested.items()]
+    for name, command in commands:
         parts += [f"## palate {name}", "", inspect.cleandoc(command.help or ""), "", "| option | meaning | default |"]
         parts += ["|---|---|---|"]
         for parameter in command.params:
@@ -55,6 +60,20 @@ def configuration() -> str:
                 continue
             default = setting.default_factory() if setting.default is MISSING else setting.default  # type: ignore[misc]
             parts.append(f"| `{setting.name}` | `{default!r}` | {notes.get(setting.name, '')} |")
+        parts.append("")
+    parts += [
+        "# Settings of the learners",
+        "",
+        "`meta.learner` names one; its settings go under `[learner]`. The same names are keyword arguments of",
+        "`palate.meta.build`.",
+        "",
+    ]
+    for name, entry in LEARNERS.items():
+        parts += [f"## {name}", "", "| setting | default | meaning |", "|---|---|---|"]
+        notes = {key: note for part in reversed(entry.config.__mro__[:-1]) for key, note in _docstrings(part).items()}
+        parts += [
+            f"| `{setting.name}` | `{setting.default!r}` | {notes[setting.name]} |" for setting in fields(entry.config)
+        ]
         parts.append("")
     return "\n".join(parts)
 

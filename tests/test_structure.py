@@ -13,7 +13,19 @@ from palate.cli import app
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "palate").rglob("*.py"))
-LAYERS = ["data", "encoders", "backbone", "meta", "config", "baselines", "recommend", "pipeline", "evaluation", "cli"]
+LAYERS = [
+    "data",
+    "encoders",
+    "backbone",
+    "meta",
+    "ratings",
+    "config",
+    "baselines",
+    "recommend",
+    "pipeline",
+    "evaluation",
+    "cli",
+]
 FREE = {"errors", "metrics", "progress"}
 
 
@@ -67,6 +79,7 @@ def test_the_readme_has_a_line_for_every_file() -> None:
 
 def test_every_command_in_the_readme_exists() -> None:
     commands = {command.name for command in app.registered_commands}
+    commands |= {group.name for group in app.registered_groups if group.name is not None}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"^palate (\w+)", readme, flags=re.MULTILINE))
     assert named

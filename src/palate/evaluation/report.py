@@ -39,7 +39,7 @@ def write_report(results: Results, path: Path) -> None:
         DataError: a figure is NaN or infinite, an entry is missing, or the file cannot be written.
     """
     _check_finite(results, "results")
-    parts = ("dataset", "split", "cleaning", "training", "customers", "environment")
+    parts = ("dataset", "split", "cleaning", "training", "customers", "environment", "protocol")
     try:
         template = _environment().get_template("report.html.j2")
         page = template.render(
@@ -119,7 +119,7 @@ def _verdict(figures: Results) -> str:
     baseline = f"the best baseline ({chosen['best_baseline'] or 'unnamed'})"
     interval = f"95\u00a0% interval {_signed(chosen['low'])} to {_signed(chosen['high'])}"
     by = f"{metric} differs by {_signed(chosen['difference'])}"
-    known = _known(chosen["n"])
+    known = _known(chosen["n"], figures.get("person", "customer"))
     if not chosen["significant"]:
         return f"{known}, Palate and {baseline} cannot be told apart: {by} ({interval})."
     better = "better" if chosen["difference"] > 0 else "worse"
@@ -128,10 +128,10 @@ def _verdict(figures: Results) -> str:
     return f"{known}, Palate ranks {_percent(abs(chosen['relative']))} {better} than {baseline}."
 
 
-def _known(size: int) -> str:
+def _known(size: int, person: str) -> str:
     if size == 0:
-        return "Before a customer’s first item"
-    return "After a customer’s first item" if size == 1 else f"After a customer’s first {size} items"
+        return f"Before a {person}’s first item"
+    return f"After a {person}’s first item" if size == 1 else f"After a {person}’s first {size} items"
 
 
 def _tally(figures: Results) -> str:
@@ -157,6 +157,9 @@ def _part_view(figures: Results | None, name: str) -> dict[str, Any] | None:
         "metric": main,
         "sizes": figures["support_sizes"],
         "num_users": figures["num_users"],
+        "person": figures.get("person", "customer"),
+        "better": "lower" if figures.get("lower_is_better") else "higher",
+        "intro": figures.get("intro"),
         "verdict": _verdict(figures),
         "tally": _tally(figures) if figures["comparisons"] else "",
         "tables": [{"metric": metric, "rows": _metric_rows(figures, metric)} for metric in metrics],

@@ -7,7 +7,7 @@ person is the unit that is resampled: two events of one person are not independe
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from palate.errors import ConfigError, DataError, NumericalError
 
@@ -50,6 +50,31 @@ def bootstrap_interval(
     """
     resampled = _resampled_means(values[:, None], level, num_resamples, seed)[:, 0]
     return _interval(float(values.mean(dtype=np.float64)), resampled, level)
+
+
+def clustered_interval(
+    values: Float[np.ndarray, "task"],
+    people: Int64[np.ndarray, "task"],
+    *,
+    level: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Give the mean over tasks and its interval where one person has several tasks: people are resampled whole.
+
+    Raises: as `bootstrap_interval`.
+    """
+    _resampled_means(values[:1, None], level, 1, seed)  # the same checks of the settings
+    if not np.isfinite(values).all():
+        raise NumericalError("significance: a value is NaN or infinite; expected numbers; check the model")
+    _, person = np.unique(people, return_inverse=True)
+    totals, counts = np.bincount(person, values), np.bincount(person)
+    rng = np.random.default_rng(seed)
+    means = np.empty(num_resamples)
+    for place in range(num_resamples):
+        drawn = rng.integers(0, len(totals), len(totals))
+        means[place] = totals[drawn].sum() / counts[drawn].sum()
+    return _interval(float(values.mean(dtype=np.float64)), means, level)
 
 
 def paired_difference(

@@ -1,6 +1,6 @@
 """Ratings of many people in long form, and the few-shot tasks of new ones."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +36,20 @@ class Task(NamedTuple):
     def with_support(self, size: int) -> "Task":
         """The same task with the first `size` support events alone."""
         return self._replace(support_items=self.support_items[:size], support_values=self.support_values[:size])
+
+
+def ratings_of(tasks: Sequence[Task]) -> Ratings:
+    """All that the people of some tasks said, query included: for tasks to learn from."""
+    return Ratings(
+        np.concatenate([np.full(len(task.support_items) + len(task.query_items), task.user) for task in tasks]),
+        np.concatenate([part for task in tasks for part in (task.support_items, task.query_items)]),
+        np.concatenate([part for task in tasks for part in (task.support_values, task.query_values)]),
+    )
+
+
+def join(parts: Iterable[Ratings]) -> Ratings:
+    """One log of several."""
+    return Ratings(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def by_user(ratings: Ratings) -> dict[int, tuple[Int64[np.ndarray, "event"], Float[np.ndarray, "event"]]]:

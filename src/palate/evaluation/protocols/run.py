@@ -1,0 +1,282 @@
+"""Run a protocol: fit every method on every draw, judge them on the same tasks, and put the figures together."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+
+from palate.errors import ConfigError, DataError, NumericalError
+from palate.evaluation.protocols.base import Bench, Draw, Method, Metric, Predict, Predictions, ProtocolEntry
+from palate.evaluation.protocols.floors import FLOORS, ROUNDED
+from palate.evaluation.protocols.learners import learner_methods
+from palate.evaluation.protocols.table import find_protocol
+from palate.evaluation.significance import Interval, clustered_interval, paired_difference
+from palate.meta import LEARNERS
+from palate.ratings.tasks import Task
+
+Table = dict[str, dict[str, dict[str, list[Float[np.ndarray, "task"]]]]]
+"""part → method → metric → one array a draw."""
+
+
+def run_protocol(
+    name: str,
+    folder: Path,
+    *,
+    num_draws: int | None = None,
+    learners: Sequence[str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Run one protocol and return its figures as plain values.
+
+    Args:
+        name: a line of the table of protocols.
+        folder: where the data sets are.
+        num_draws: fewer draws than a full run has.
+        learners: names in `palate.meta.LEARNERS`; by default all of them.
+        say: takes lines about the progress.
+
+    Raises:
+        ConfigError: an unknown protocol or learner, or no draw.
+        DataError: the data is not there or not what the protocol needs.
+        NumericalError: a method diverged, or one of Palate's is below the constant predictor; names it.
+    """
+    entry = find_protocol(name)
+    num_draws = entry.draws if num_draws is None else num_draws
+    if num_draws < 1:
+        raise ConfigError(f"the number of draws is {num_draws}; expected at least 1")
+    chosen = list(LEARNERS) if learners is None else list(learners)
+    for learner in chosen:
+        if learner not in LEARNERS:
+            raise ConfigError(f"learner is {learner!r}; choose from: {', '.join(LEARNERS)}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _run(name, entry, folder, num_draws, chosen, say)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(
+    name: str,
+    entry: ProtocolEntry,
+    folder: Path,
+    num_draws: int,
+    learners: Sequence[str],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    setting, draws = entry.open(folder, num_draws)
+    trained = learner_methods(entry.objective)
+    floors = {**FLOORS, **ROUNDED} if "mae" in entry.metrics else FLOORS
+    methods: dict[str, tuple[str, Method]] = {
+        **{label: ("floor", method) for label, method in floors.items()},
+        **{label: ("learner", trained[label]) for label in learners},
+        **{label: ("palate", method) for label, method in entry.palate.items()},
+    }
+    table: Table = {part: {label: {} for label in methods} for part in draws[0].parts}
+    curves: dict[str, dict[int, list[Float[np.ndarray, "task"]]]] = {label: {} for label in methods}
+    seconds = dict.fromkeys(methods, 0.0)
+    left_out: dict[str, str] = {}
+    for draw in draws:
+        bench = Bench(setting, draw, entry.features, lambda line: say(f"seed {draw.seed}: {line}"))  # noqa: B023
+        for label, (kind, method) in methods.items():
+            if kind == "learner":
+                _ = bench.features  # not part of any one learner's time
+            if label in left_out:
+                continue
+            started = time.perf_counter()
+            bench.say(label)
+            try:
+                predict = method(bench)
+            except DataError as error:
+                left_out[label] = str(error)
+                bench.say(f"{label} left out: {error}")
+                continue
+            for part, tasks in draw.parts.items():
+                for metric, values in _judge(predict, part, tasks, entry.metrics, label, entry.given_is_known).items():
+                    table[part][label].setdefault(metric, []).append(values)
+            seconds[label] += time.perf_counter() - started
+            if kind != "floor":
+                _extend_curve(curves[label], predict, draw, entry)
+    methods = {label: method for label, method in methods.items() if label not in left_out}
+    people = {part: np.concatenate([[task.user for task in draw.parts[part]] for draw in draws]) for part in table}
+    for part, figures in table.items():
+        _refuse_divergence(figures, [label for label, (kind, _) in methods.items() if kind != "floor"], entry, part)
+    return {
+        "protocol": name,
+        "title": entry.title,
+        "about": entry.about,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _commit(),
+        "version": version("palate"),
+        "seeds": [draw.seed for draw in draws],
+        "metrics": {metric: {"lower_is_better": metric in entry.lower_is_better} for metric in entry.metrics},
+        "main": entry.main,
+        "seconds": {label: round(value, 1) for label, value in seconds.items() if label not in left_out},
+        "left_out": left_out,
+        "parts": {
+            part: _summary(figures, methods, people[part], entry, part, len(draws)) for part, figures in table.items()
+        },
+        "curves": _curve_figures(curves, people, entry),
+    }
+
+
+def _judge(
+    predict: Predict,
+    part: str,
+    tasks: Sequence[Task],
+    metrics: Mapping[str, Metric],
+    label: str,
+    given_is_known: bool,
+) -> dict[str, Float[np.ndarray, "task"]]:
+    """Every metric of every task; the method never sees the query's values."""
+    hidden = [task._replace(query_values=np.full(len(task.query_values), np.nan)) for task in tasks]
+    predictions = predict(part, hidden)
+    if given_is_known:
+        predictions = [_recall(said, task) for said, task in zip(predictions, hidden, strict=True)]
+    try:
+        return {
+            name: np.array([metric(said, task.query_values) for said, task in zip(predictions, tasks, strict=True)])
+            for name, metric in metrics.items()
+        }
+    except NumericalError as error:
+        raise NumericalError(f"{label}: {part}: {error}") from None
+
+
+def _recall(said: Predictions, task: Task) -> Predictions:
+    """Answer with the given rating where a support item is asked for."""
+    given = dict(zip(task.support_items.tolist(), task.support_values.tolist(), strict=True))
+    asked = task.query_items.tolist()
+    rating, score = (
+        np.array([given.get(item, value) for item, value in zip(asked, values, strict=True)]) for values in said
+    )
+    return Predictions(rating, score)
+
+
+def _extend_curve(
+    curve: dict[int, list[Float[np.ndarray, "task"]]], predict: Predict, draw: Draw, entry: ProtocolEntry
+) -> None:
+    """Quality by support size on the first part: each task with its first events alone."""
+    part, tasks = next(iter(draw.parts.items()))
+    for size in entry.curve_sizes:
+        short = [task.with_support(size) for task in tasks]
+        main = {entry.main: entry.metrics[entry.main]}
+        values = _judge(predict, part, short, main, f"{size} events", entry.given_is_known)
+        curve.setdefault(size, []).append(values[entry.main])
+
+
+def _refuse_divergence(
+    figures: Mapping[str, Mapping[str, Sequence[np.ndarray]]], labels: Iterable[str], entry: ProtocolEntry, part: str
+) -> None:
+    """A trained method below the constant predictor has not learned, whatever its loss says."""
+    sign = -1 if entry.main in entry.lower_is_better else 1
+    floor = np.concatenate(figures["constant"][entry.main]).mean()
+    for label in labels:
+        found = np.concatenate(figures[label][entry.main]).mean()
+        if sign * found < sign * floor:
+            raise NumericalError(
+                f"{label}: {entry.main} on {part} is {found:.4f} after its last step, worse than a constant predictor "
+                f"({floor:.4f}); it has not learned"
+            )
+
+
+def _summary(
+    figures: Mapping[str, Mapping[str, Sequence[np.ndarray]]],
+    methods: Mapping[str, tuple[str, Method]],
+    people: Int64[np.ndarray, "task"],
+    entry: ProtocolEntry,
+    part: str,
+    num_draws: int,
+) -> dict[str, Any]:
+    rows = []
+    for label, (kind, _) in methods.items():
+        cells = {}
+        for metric, draws in figures[label].items():
+            interval = clustered_interval(np.concatenate(draws), people)
+            by_draw = [round(float(values.mean()), 4) for values in draws]
+            cells[metric] = {**_plain(interval), "by_draw": by_draw}
+        rows.append({"name": label, "kind": kind, "metrics": cells})
+    known = {
+        metric: {"best_known": reach.best_known, "reach": reach.reach}
+        for metric, reach in entry.known.get(part, {}).items()
+    }
+    return {
+        "num_tasks": len(people),
+        "num_people": len(np.unique(people)),
+        "num_draws": num_draws,
+        "known": known,
+        "methods": rows,
+        "comparisons": {metric: _compare(figures, rows, people, metric, entry) for metric in entry.metrics},
+    }
+
+
+def _compare(
+    figures: Mapping[str, Mapping[str, Sequence[np.ndarray]]],
+    rows: Sequence[Mapping[str, Any]],
+    people: Int64[np.ndarray, "task"],
+    metric: str,
+    entry: ProtocolEntry,
+) -> dict[str, Any]:
+    """Palate's first model against the best floor, on the same people."""
+    sign = -1 if metric in entry.lower_is_better else 1
+
+    def best(kind: str) -> str:
+        of_kind = [row for row in rows if row["kind"] == kind]
+        return str(max(of_kind, key=lambda row: sign * row["metrics"][metric]["mean"])["name"])
+
+    ours = next(str(row["name"]) for row in rows if row["kind"] == "palate")
+    floor = best("floor")
+    _, person = np.unique(people, return_inverse=True)
+    means = [
+        np.bincount(person, np.concatenate(figures[label][metric])) / np.bincount(person) for label in (ours, floor)
+    ]
+    found = paired_difference(*means)
+    return {
+        "palate": ours,
+        "floor": floor,
+        "difference": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "significant": found.significant,
+    }
+
+
+def _curve_figures(
+    curves: Mapping[str, Mapping[int, Sequence[np.ndarray]]],
+    people: Mapping[str, Int64[np.ndarray, "task"]],
+    entry: ProtocolEntry,
+) -> dict[str, Any]:
+    part, tasks = next(iter(people.items()))
+    return {
+        "part": part,
+        "metric": entry.main,
+        "sizes": list(entry.curve_sizes),
+        "methods": {
+            label: [_plain(clustered_interval(np.concatenate(draws), tasks)) for draws in points.values()]
+            for label, points in curves.items()
+            if points
+        },
+    }
+
+
+def _plain(interval: Interval) -> dict[str, float]:
+    return {name: round(value, 5) for name, value in interval._asdict().items()}
+
+
+def _commit() -> str | None:
+    """The commit of the working tree that the package runs from, "+" where files differ; None outside one."""
+    with suppress(OSError, subprocess.CalledProcessError):
+        here = Path(__file__).parent
+        told = [
+            subprocess.run(["git", *command], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "."])
+        ]
+        return told[0] + ("+" if told[1] else "")
+    return None
