@@ -1,6 +1,7 @@
 """Ranking metrics against hand-computed answers and against slow loops; top-k against a full stable sort."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from palate.metrics import (
     RANKING_METRICS,
     average_precision_at_k,
     coverage_at_k,
+    graded_ndcg_at_k,
     hit_rate_at_k,
     mae,
+    matched_average_precision_at_k,
+    matched_precision_at_k,
     mrr_at_k,
     ndcg_at_k,
     precision_at_k,
@@ -176,3 +180,54 @@ def test_top_k_refuses_nan_and_names_the_row() -> None:
         top_k(np.array([[0.0, 1.0], [np.nan, 1.0], [np.nan, np.nan]]), 1)
     with pytest.raises(ConfigError, match="cut-off is 0"):
         top_k(np.zeros((1, 2)), 0)
+
+
+def matched_by_hand(scores: np.ndarray, values: np.ndarray, k: int) -> tuple[float, float]:
+    """Lists, one item after the other, as the few-shot studies' code goes about it."""
+    free = sorted(values.tolist(), reverse=True)[:k]
+    hits, total = 0, 0.0
+    listed = sorted(range(len(scores)), key=lambda item: -scores[item])[:k]
+    for place, item in enumerate(listed, start=1):
+        if values[item] in free:
+            free.remove(values[item])
+            hits += 1
+            total += hits / place
+    return hits / k, total / k
+
+
+@given(
+    hnp.arrays(np.float64, st.integers(1, 12), elements=st.floats(-3, 3), unique=True),
+    st.integers(1, 8),
+    st.integers(0, 2**31),
+)
+def test_matched_metrics_equal_the_loop(scores: np.ndarray, k: int, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(1, 6, len(scores)).astype(np.float64)
+    precision, average = matched_by_hand(scores, values, k)
+    assert matched_precision_at_k(scores, values, k) == pytest.approx(precision)
+    assert matched_average_precision_at_k(scores, values, k) == pytest.approx(average)
+
+
+def test_graded_answers_by_hand() -> None:
+    values = np.array([5.0, 3.0, 1.0, 4.0])
+    scores = np.array([0.1, 0.9, 0.8, 0.2])  # listed: 3, 1, 4, 5
+    gains = 2**values - 1
+    dcg = 7 + 1 / math.log2(3) + 15 / math.log2(4)
+    ideal = 31 + 15 / math.log2(3) + 7 / math.log2(4)
+    assert graded_ndcg_at_k(scores, gains, 3) == pytest.approx(dcg / ideal)
+    assert graded_ndcg_at_k(values, gains, 3) == pytest.approx(1.0)
+    assert graded_ndcg_at_k(scores, np.zeros(4), 3) == 0.0
+    # Of the three highest, 5 4 3, the list 3 1 4 finds two: at places 1 and 3.
+    assert matched_precision_at_k(scores, values, 3) == pytest.approx(2 / 3)
+    assert matched_average_precision_at_k(scores, values, 3) == pytest.approx((1 / 1 + 2 / 3) / 3)
+    # A listed 0 matches one of the zeros among the highest, as in the code of those studies.
+    assert matched_precision_at_k(np.array([1.0, 0.5, 0.2]), np.array([0.0, 1.0, 0.0]), 2) == 1.0
+
+
+@pytest.mark.parametrize("metric", [graded_ndcg_at_k, matched_precision_at_k, matched_average_precision_at_k])
+def test_one_list_that_cannot_be_judged_is_refused(metric: Callable[..., float]) -> None:
+    with pytest.raises(NumericalError, match="a score is NaN"):
+        metric(np.array([0.0, np.nan]), np.ones(2), 2)
+    with pytest.raises(DataError, match="no item to rank"):
+        metric(np.zeros(0), np.zeros(0), 2)
+    with pytest.raises(ConfigError):
+        metric(np.zeros(2), np.zeros(2), 0)

@@ -164,7 +164,7 @@ def test_events_that_only_refuse_teach_nothing(early_shop: Dataset, tiny: Config
 
 
 def test_an_unknown_learner(tiny: Config) -> None:
-    with pytest.raises(ConfigError, match=r"^meta.learner is 'bridge'; choose one of: ridge, anil[^\n]*\Z"):
+    with pytest.raises(ConfigError, match=r"^meta.learner is 'bridge'; choose one of: ridge, laplace[^\n]*\Z"):
         replace(tiny, meta=replace(tiny.meta, learner="bridge"))
 
 

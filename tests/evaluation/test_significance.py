@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palate.errors import ConfigError, DataError, NumericalError
-from palate.evaluation.significance import CELLS_AT_ONCE, bootstrap_interval, paired_difference
+from palate.evaluation.significance import CELLS_AT_ONCE, bootstrap_interval, clustered_interval, paired_difference
 
 
 def test_interval_has_the_width_that_theory_gives() -> None:
@@ -115,3 +115,32 @@ def test_refuses_bad_input() -> None:
         bootstrap_interval(np.ones(3), level=1.0)
     with pytest.raises(ConfigError, match="num_resamples: got 0"):
         paired_difference(np.ones(3), np.ones(3), num_resamples=0)
+
+
+class TestClustered:
+    def test_one_task_a_person_is_the_plain_bootstrap(self) -> None:
+        values = np.random.default_rng(0).normal(size=200)
+        plain, clustered = bootstrap_interval(values), clustered_interval(values, np.arange(200))
+        assert clustered.mean == pytest.approx(plain.mean)
+        assert clustered.high - clustered.low == pytest.approx(plain.high - plain.low, rel=0.1)
+
+    def test_repeating_a_person_adds_nothing(self) -> None:
+        # Ten draws of the same people who do the same each time: the interval is that of one draw.
+        values = np.random.default_rng(1).normal(size=60)
+        once = clustered_interval(values, np.arange(60))
+        tenfold = clustered_interval(np.tile(values, 10), np.tile(np.arange(60), 10))
+        naive = bootstrap_interval(np.tile(values, 10))
+        assert tenfold.high - tenfold.low == pytest.approx(once.high - once.low, rel=0.05)
+        assert naive.high - naive.low < 0.5 * (once.high - once.low)
+
+    def test_the_mean_is_over_tasks(self) -> None:
+        values, people = np.array([0.0, 0.0, 0.0, 1.0]), np.array([7, 7, 7, 3])
+        assert clustered_interval(values, people).mean == 0.25
+
+    def test_what_cannot_be_judged_is_refused(self) -> None:
+        with pytest.raises(NumericalError, match="NaN"):
+            clustered_interval(np.array([0.0, np.nan]), np.arange(2))
+        with pytest.raises(DataError):
+            clustered_interval(np.zeros(0), np.zeros(0, np.int64))
+        with pytest.raises(ConfigError):
+            clustered_interval(np.zeros(3), np.arange(3), level=1.0)

@@ -120,7 +120,7 @@ def test_a_number_that_is_none_is_refused_by_name(folder: Path, name: str, tenso
         Recommender.load(folder)
 
 
-@pytest.mark.parametrize("missing", ["params.gates", "params.ridge.log_noise", "items.vectors", "content"])
+@pytest.mark.parametrize("missing", ["params.gates", "params.learner.log_noise", "items.vectors", "content"])
 def test_a_tensor_that_is_not_there_is_refused(folder: Path, missing: str) -> None:
     tensors = load((folder / "model.safetensors").read_bytes())
     del tensors[missing]

@@ -4,10 +4,10 @@ Usable on its own, on anyone's `nn.Module`: `from_module` cuts it, `build` makes
 loop.
 """
 
-from palate.meta.learner import Events, Fast, Learner, Params, Tasks
+from palate.meta.learner import Events, Fast, Learner, Params, Tasks, adapt, make_events, make_tasks
 from palate.meta.model import Model, from_module, linear_model, with_offset
 from palate.meta.objectives import OBJECTIVES
-from palate.meta.outer import FitConfig, FitResult, fit
+from palate.meta.outer import FitConfig, FitResult, fit, vary_support
 from palate.meta.storage import load_params, save_params
 from palate.meta.table import LEARNERS, build, find_learner, read_settings
 
@@ -22,13 +22,17 @@ __all__ = [
     "Model",
     "Params",
     "Tasks",
+    "adapt",
     "build",
     "find_learner",
     "fit",
     "from_module",
     "linear_model",
     "load_params",
+    "make_events",
+    "make_tasks",
     "read_settings",
     "save_params",
+    "vary_support",
     "with_offset",
 ]

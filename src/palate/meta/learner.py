@@ -75,6 +75,39 @@ class LearnerEntry(NamedTuple):
     """Whether it learns something of its own about single features, beyond their scale and where the weights start."""
 
 
+def make_events(
+    inputs: Shaped[Tensor, "*task event _"],
+    target: Float[Tensor, "*task event"],
+    weight: Float[Tensor, "*task event"] | None = None,
+    kind: Int64[Tensor, "*task event"] | None = None,
+) -> Events:
+    """A support or query set, of one task or of many; by default every event counts 1 and is of one type."""
+    return Events(
+        inputs,
+        target,
+        torch.ones_like(target) if weight is None else weight,
+        torch.zeros(target.shape, dtype=torch.int64) if kind is None else kind,
+    )
+
+
+def make_tasks(
+    inputs: Shaped[Tensor, "task event _"],
+    target: Float[Tensor, "task event"],
+    num_support: int,
+    profile: Float[Tensor, "task profile"] | None = None,
+) -> Tasks:
+    """Tasks of equal length: the first `num_support` events are support, the rest query."""
+    profile = inputs.new_zeros(len(inputs), 0) if profile is None else profile
+    halves = (slice(0, num_support), slice(num_support, None))
+    return Tasks(profile, *(make_events(inputs[:, half], target[:, half]) for half in halves))
+
+
+def adapt(learner: Learner, params: Params, support: Events, profile: Float[Tensor, "profile"] | None = None) -> Fast:
+    """One task's fast weights: its prior, then its events."""
+    profile = support.target.new_zeros(0) if profile is None else profile
+    return learner.adapt(params, learner.prior(params, profile), support)
+
+
 def make_learner(
     model: Model,
     objective: Objective,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from palate.evaluation.protocols.base import Bench, Draw, Method, Predict, Predictions, Setting
 from palate.ratings.tasks import Ratings, Task
@@ -47,7 +47,7 @@ def popularity(bench: Bench) -> Predict:
     logs = np.log1p(counts)
     mean, spread = float(ratings.values.mean()), float(ratings.values.std())
     # In the unit of ratings, as every score is: a protocol may mix scores with ratings that it gives.
-    score = mean + spread * (logs - logs.mean()) / logs.std()
+    score = mean + spread * (logs - logs.mean()) / max(float(logs.std()), 1e-9)
 
     def one(task: Task, rng: np.random.Generator) -> Predictions:
         return Predictions(np.full(len(task.query_items), mean), _broken(score[task.query_items], rng))
@@ -108,7 +108,7 @@ def common_content(setting: Setting) -> Float[np.ndarray, "item content"]:
     if setting.content.time is not None:
         cells = setting.items[setting.content.time].cast(pl.Float64)
         years = cells.fill_null(strategy="mean").to_numpy()
-        standard = (years - years.mean()) / years.std()
+        standard = (years - years.mean()) / max(float(years.std()), 1e-9)
         columns += [standard, standard**2]
     return np.column_stack(columns)
 
@@ -130,12 +130,12 @@ def als_factors(
     ratings: Ratings, mean: float, bias: Float[np.ndarray, "item"], num_items: int
 ) -> Float[np.ndarray, "item factor"]:
     """Item factors (Hu, Koren & Volinsky, 2008, doi 10.1109/ICDM.2008.22, with unit weights); 0 for unseen items."""
-    _, users = np.unique(ratings.users, return_inverse=True)
+    names, users = np.unique(ratings.users, return_inverse=True)
     left = ratings.values - mean - bias[ratings.items]
     rng = np.random.default_rng(0)
     factors = rng.normal(0, 0.1, (num_items, _RANK))
     for _ in range(_SWEEPS):
-        people = _solve_side(users, ratings.items, left, factors, users.max() + 1)
+        people = _solve_side(users, ratings.items, left, factors, len(names))
         factors = _solve_side(ratings.items, users, left, people, num_items)
     # Scaled so that a person's weights have unit variance and one ridge penalty fits every data set.
     scaled: Float[np.ndarray, "item factor"] = factors * people.std(0)
@@ -143,7 +143,11 @@ def als_factors(
 
 
 def _solve_side(
-    rows: np.ndarray, columns: np.ndarray, left: np.ndarray, other: Float[np.ndarray, "row factor"], num_rows: int
+    rows: Int64[np.ndarray, "event"],
+    columns: Int64[np.ndarray, "event"],
+    left: Float[np.ndarray, "event"],
+    other: Float[np.ndarray, "column factor"],
+    num_rows: int,
 ) -> Float[np.ndarray, "row factor"]:
     order = np.argsort(rows, kind="stable")
     bounds = np.searchsorted(rows[order], np.arange(num_rows + 1))

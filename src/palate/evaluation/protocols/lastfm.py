@@ -1,7 +1,9 @@
 """LastFM_20: the tasks that TaNP ships; 20 artists as support, the rest query, each artist listened to or sampled."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -30,7 +32,7 @@ def open_lastfm(folder: Path, num_draws: int) -> tuple[Setting, list[Draw]]:
     row_of = dict(zip(names, np.random.default_rng(0).permutation(len(names)).tolist(), strict=True))
     people = {task["user"]: row for row, task in enumerate(everyone)}
 
-    def read(task: dict[str, list[str]]) -> Task:
+    def read(task: Mapping[str, Any]) -> Task:
         support, query = (np.array([row_of[item] for item in task[side]], np.int64) for side in ("si", "qi"))
         given, asked = (np.array(task[side], np.float64) for side in ("sy", "qy"))
         return Task(people[str(task["user"])], support, given, query, asked)

@@ -146,7 +146,7 @@ def _training_tasks(bench: Bench, users: Sequence[int], unit: _Unit) -> Tasks:
         items, values = everyone[user]
         chosen = rng.permutation(len(items))[:MAX_EVENTS]
         rows.append((items[chosen], values[chosen]))
-    events = _events(bench, [bench.features.fold[user] for user in users], rows, unit)
+    events = _events(bench, bench.features.fold[users].tolist(), rows, unit)
     return Tasks(torch.from_numpy(bench.setting.profiles[users]).float(), events, events)
 
 

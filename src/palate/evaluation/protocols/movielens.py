@@ -22,6 +22,21 @@ _STATES = {
 }
 _AGES = (1, 18, 25, 35, 45, 50, 56)
 _NUM_OCCUPATIONS = 21
+_ABOUT_FILMS = {
+    "plot_length": pl.col("plot").fill_null("").str.len_chars().cast(pl.Float64).log1p(),
+    "cast_size": (
+        pl.col("cast").fill_null("").str.split(",").list.eval(pl.element().str.strip_chars() != "").list.sum()
+    ).cast(pl.Float64),
+    "has_other_title": pl.col("title").str.contains(r"\([^)]*\)\s*\(\d{4}\)").cast(pl.Float64),
+    "no_director": (
+        pl.col("director").fill_null("").str.strip_chars().str.to_lowercase().is_in(["", "n/a", "nan"])
+    ).cast(pl.Float64),
+    "is_sequel": (
+        pl.col("title").str.replace(r"\(.*", "").str.contains(r"\b(II|III|IV|V|VI|2|3|4|5)\b").cast(pl.Float64)
+    ),
+    "num_genres": pl.col("genres").str.split("|").list.len().cast(pl.Float64),
+}
+"""Numbers about a film that tell how well known it is."""
 _CONTEXT, _GIVEN, _PLACES = 32, 3, 5
 
 
@@ -188,9 +203,12 @@ def _ml1m(folder: Path) -> tuple[Setting, dict[str, Ratings]]:
         {"director": ",", "cast": ",", "genres": "|"},
         groups="genres",
         time="year",
+        # Cold films are later than all warm ones; what the last warm years say must not be extrapolated.
+        time_range=(1949.0, 1995.0),
         texts=("title", "genres", "plot"),
+        numbers=tuple(_ABOUT_FILMS),
     )
-    return Setting(profiles, items.with_columns(year.alias("year")), content), states
+    return Setting(profiles, items.with_columns(year.alias("year"), **_ABOUT_FILMS), content), states
 
 
 def _ml100k_profiles(users: pl.DataFrame) -> Float[np.ndarray, "user profile"]:

@@ -1,6 +1,7 @@
 """The table of protocols: where the data comes from, what is measured, what is known, and which models are judged."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from palate.errors import ConfigError
 from palate.evaluation.protocols.base import ProtocolEntry, Reach
@@ -19,7 +20,8 @@ from palate.ratings.chooser import ChooserConfig
 from palate.ratings.ranker import RankerConfig
 from palate.ratings.rater_training import RaterConfig
 
-_COLD = RaterConfig(cold_share=1.0, num_steps=500, min_ratings=13)
+_WARM = RaterConfig(num_members=2)
+_COLD = RaterConfig(cold_share=1.0, num_steps=500, min_ratings=13, num_members=3)
 _RANKER = RankerConfig(FactorConfig(dim=12, num_burn_in=80, num_samples=150))
 _TOP5 = {"precision@5": matched_precision(5), "ndcg@5": ndcg(5, "exponential"), "map@5": matched_map(5)}
 
@@ -44,9 +46,7 @@ PROTOCOLS: Mapping[str, ProtocolEntry] = {
         },
         features=rating_features(16),
         palate={
-            "Palate rater": rater_method(
-                {"user cold": RaterConfig(), "item cold": _COLD, "both cold": _COLD}, "exponential"
-            )
+            "Palate rater": rater_method({"user cold": _WARM, "item cold": _COLD, "both cold": _COLD}, "exponential")
         },
         objective="ratings",
         draws=3,
@@ -75,7 +75,7 @@ PROTOCOLS: Mapping[str, ProtocolEntry] = {
         features=rating_features(16),
         palate={
             "Palate rater": rater_method(
-                {"user cold": RaterConfig(support_sizes=(20, 20), num_queries=40, num_steps=700, min_ratings=25)},
+                {"user cold": replace(_WARM, support_sizes=(20, 20), num_queries=40, num_steps=700, min_ratings=25)},
                 "exponential",
             )
         },
@@ -110,7 +110,7 @@ PROTOCOLS: Mapping[str, ProtocolEntry] = {
             "Palate rater": rater_method(
                 dict.fromkeys(
                     ("target, query", "all rows, query", "all rows, given and query"),
-                    RaterConfig(support_sizes=(1, 10), num_steps=600, gain="linear"),
+                    replace(_WARM, support_sizes=(1, 10), num_steps=600, gain="linear"),
                 ),
                 "linear",
             )

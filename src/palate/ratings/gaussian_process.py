@@ -1,0 +1,108 @@
+"""Gaussian process regression over items with a weighted sum of given kernels, and its leave-one-out predictions.
+
+Weights and noise are those of the largest marginal likelihood; leaving a row out has a closed form. Rasmussen &
+Williams, Gaussian Processes for Machine Learning, 2006, eq. 2.25–2.26, 2.30 and 5.10–5.12.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch._C import _LinAlgError as LinAlgError  # type: ignore[attr-defined]
+
+from palate.errors import NumericalError
+
+_STEPS, _STEP_SIZE, _MAX_ROWS = 30, 0.3, 1200  # of Adam, on as many rows: the gradient costs the cube of them
+_LEAST_VARIANCE = 1e-3
+_LEAST_SCALE = 1e-6
+
+
+class KernelWeights(NamedTuple):
+    """A fitted covariance, in units of the variance of the targets."""
+
+    kernels: Float[Tensor, "kernel"]
+    floor: float
+    """Noise variance of every row: what an item has of its own."""
+    slope: float
+    """Factor of the variances that the targets come with."""
+
+
+def fit_weights(
+    kernels: Float[Tensor, "item item kernel"],
+    rows: Int64[np.ndarray, "row"],
+    targets: Float[np.ndarray, "row target"],
+    variance: Float[np.ndarray, "row"],
+    *,
+    seed: int,
+) -> KernelWeights:
+    """Weights of the largest marginal likelihood, the same for every target.
+
+    Args:
+        kernels: positive semidefinite, about 1 on their diagonals.
+        rows: the items of the targets.
+        targets: any scale; each is standardised.
+        variance: how uncertain each row is, in units of the variance of the targets.
+        seed: of the rows drawn where there are many.
+
+    Raises:
+        NumericalError: the covariance has no Cholesky factor.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(rows), generator=generator)[:_MAX_ROWS]
+    picked = torch.from_numpy(rows)[drawn]
+    between = kernels[picked][:, picked].permute(2, 0, 1).float().contiguous()
+    wanted = torch.from_numpy(_standardised(targets[drawn.numpy()])[0]).float()
+    uncertain = torch.from_numpy(variance)[drawn].float()
+    log_weights = torch.full((kernels.shape[-1] + 2,), -2.0, requires_grad=True)
+    optimiser = torch.optim.Adam([log_weights], lr=_STEP_SIZE)
+    for step in range(1, _STEPS + 1):
+        weights = log_weights.exp()
+        covariance = (weights[:-2, None, None] * between).sum(0)
+        covariance = covariance + torch.diag(weights[-2] + weights[-1] * uncertain + _LEAST_VARIANCE)
+        try:
+            root = torch.linalg.cholesky(covariance)
+        except LinAlgError:
+            raise NumericalError(f"Gaussian process of the items: no Cholesky factor at step {step}") from None
+        fit = 0.5 * (wanted * torch.cholesky_solve(wanted, root)).sum() / wanted.shape[1]
+        loss = (fit + root.diagonal().log().sum()) / len(drawn)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    weights = log_weights.detach().exp()
+    return KernelWeights(weights[:-2], float(weights[-2]), float(weights[-1]))
+
+
+def predict(
+    kernels: Float[Tensor, "item item kernel"],
+    rows: Int64[np.ndarray, "row"],
+    targets: Float[np.ndarray, "row target"],
+    variance: Float[np.ndarray, "row"],
+    weights: KernelWeights,
+) -> tuple[Float[np.ndarray, "item target"], Float[np.ndarray, "item target"]]:
+    """Mean and variance of each item's targets: for the given rows from all rows but their own."""
+    standard, centre, scale = _standardised(targets)
+    wanted = torch.from_numpy(standard)
+    known = torch.from_numpy(rows)
+    other = torch.from_numpy(np.setdiff1d(np.arange(len(kernels)), rows))
+    mixed = (kernels @ weights.kernels.to(kernels.dtype)).double()
+    noise = weights.floor + weights.slope * torch.from_numpy(variance) + _LEAST_VARIANCE
+    inverse = torch.linalg.inv(mixed[known][:, known] + torch.diag(noise))
+    dual = inverse @ wanted
+    mean = torch.zeros(len(kernels), wanted.shape[1], dtype=torch.float64)
+    spread = torch.zeros(len(kernels), dtype=torch.float64)
+    mean[known] = wanted - dual / inverse.diagonal()[:, None]
+    spread[known] = 1 / inverse.diagonal() - noise
+    cross = mixed[other][:, known]
+    mean[other] = cross @ dual
+    spread[other] = mixed.diagonal()[other] - ((cross @ inverse) * cross).sum(1)
+    spread = spread.clamp_min(_LEAST_VARIANCE)
+    return mean.numpy() * scale + centre, spread.numpy()[:, None] * scale**2
+
+
+def _standardised(
+    targets: Float[np.ndarray, "row target"],
+) -> tuple[Float[np.ndarray, "row target"], Float[np.ndarray, "target"], Float[np.ndarray, "target"]]:
+    centre, scale = targets.mean(0), np.maximum(targets.std(0), _LEAST_SCALE)
+    return (targets - centre) / scale, centre, scale
