@@ -312,6 +312,28 @@ def departure(learner: Learner, params: Params) -> Tensor:
     return torch.cat([(fast[part] - prior[part]).flatten() for part in fast if part != "latent"])
 
 
+@pytest.mark.parametrize("name", GRADIENT)
+def test_pseudo_events_shorten_the_steps_of_small_supports(name: str) -> None:
+    free, held = make(name, "network"), make(name, "network", pseudo_events=6.0)
+    params = perturbed(free)
+    support, query = some_events("network", 6), some_events("network", 5, 1)
+    # Six events among six pseudo events: as if each counted half.
+    half = half_of(support)
+    prior = free.prior(params, PROFILE)
+    expected = free.adapt(params, prior, half)
+    for part, value in held.adapt(params, prior, support).items():
+        torch.testing.assert_close(value, expected[part])
+    tasks = Tasks(PROFILE[None], *(Events(*(v[None] for v in part)) for part in (support, query)))
+    if name != "reptile":  # adapts on support and query together there
+        torch.testing.assert_close(
+            held.losses(params, tasks), free.losses(params, tasks._replace(support=half_of(tasks.support)))
+        )
+
+
+def half_of(support: Events) -> Events:
+    return support._replace(weight=0.5 * support.weight)
+
+
 @pytest.mark.parametrize("penalty", ["l2", "l1", "learned"])
 @pytest.mark.parametrize("name", sorted(set(LEARNERS) - CLOSED_FORM))
 def test_a_penalty_keeps_fast_weights_near_the_start(name: str, penalty: str) -> None:

@@ -27,8 +27,14 @@ class GradientConfig(PenaltyConfig):
     learn_step_size: bool = False
     """Meta-learn one step size a step (Antoniou et al., How to train your MAML, 2019, arXiv:1810.09502)."""
 
+    pseudo_events: float = 0.0
+    """Events by which the mean over the support is shrunk: with n events a step is n / (n + pseudo_events) as long, so
+    that two events do not move the weights as far as twenty."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pseudo_events < 0:
+            raise ConfigError(f"learner.pseudo_events is {self.pseudo_events}; it must be 0 or more")
         if self.num_steps < 1:
             raise ConfigError(f"learner.num_steps is {self.num_steps}; it must be at least 1")
         if self.step_size <= 0:
@@ -46,11 +52,19 @@ def step_sizes(config: GradientConfig, params: Params) -> Tensor:
     return params["log_step" if config.learn_step_size else "fixed.log_step"].exp()
 
 
+def shrunk(config: GradientConfig, support: Events) -> Events:
+    """Weights as `pseudo_events` wants them; of one task or of many."""
+    if config.pseudo_events == 0:
+        return support
+    size = (support.weight > 0).sum(-1, keepdim=True)
+    return support._replace(weight=support.weight * size / (size + config.pseudo_events))
+
+
 def support_loss(
-    model: Model, objective: Objective, params: Params, support: Events
+    model: Model, objective: Objective, config: GradientConfig, params: Params, support: Events
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """Mean loss of the support as a function of the fast weights."""
-    shared = weights_of(params)
+    shared, support = weights_of(params), shrunk(config, support)
 
     def inner_loss(fast: Mapping[str, Tensor]) -> Tensor:
         predictions = model.predict({**shared, **fast}, support.inputs)
@@ -96,7 +110,7 @@ def gradient_learner(
 
     def adapt(params: Params, fast: Fast, support: Events) -> Fast:
         return descend(
-            support_loss(model, objective, params, support),
+            support_loss(model, objective, config, params, support),
             fast,
             step_sizes(config, params),
             config=config,
@@ -140,7 +154,8 @@ def fused_losses(
     inner = fused.Objective(objective.loss, objective.slope, objective.curvature)
 
     def losses(params: Params, tasks: Tasks) -> Tensor:
-        support, query = (fused.Events(part.inputs, part.target, part.weight) for part in (tasks.support, tasks.query))
+        parts = (shrunk(config, tasks.support), tasks.query)
+        support, query = (fused.Events(part.inputs, part.target, part.weight) for part in parts)
         scales = (
             [(params[f"step.{weight}"], params[f"step.{bias}"]) for weight, bias in layers.names] if scaled else None
         )

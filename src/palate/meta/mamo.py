@@ -55,7 +55,7 @@ def build(model: Model, objective: Objective, config: MamoConfig, num_profile: i
         }
 
     def adapt(params: Params, fast: Fast, support: Events) -> Fast:
-        inner_loss = support_loss(model, objective, params, support)
+        inner_loss = support_loss(model, objective, config, params, support)
         return descend(inner_loss, fast, step_sizes(config, params), config=config, params=params)
 
     memory = {f"memory.{name}": weight.new_zeros(config.num_slots, *weight.shape) for name, weight in start.items()}

@@ -33,7 +33,7 @@ def build(model: Model, objective: Objective, config: MetaSGDConfig, num_profile
 
     def adapt(params: Params, fast: Fast, support: Events) -> Fast:
         return descend(
-            support_loss(model, objective, params, support),
+            support_loss(model, objective, config, params, support),
             fast,
             step_sizes(config, params),
             config=config,

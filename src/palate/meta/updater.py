@@ -56,7 +56,7 @@ def build(model: Model, objective: Objective, config: UpdaterConfig, num_profile
         return gain.exp() * slope + push * size
 
     def adapt(params: Params, fast: Fast, support: Events) -> Fast:
-        inner_loss = support_loss(model, objective, params, support)
+        inner_loss = support_loss(model, objective, config, params, support)
         first = fast
         for place, step in enumerate(step_sizes(config, params)):
             slopes = grad(inner_loss)(fast)

@@ -24,21 +24,25 @@ MAX_EVENTS = 64
 _HELD_OUT = 7
 _QUERY = 16
 _HIDDEN = 32
-_FIT = FitConfig(num_steps=400, batch_size=64, learning_rate=0.01, validate_every=50)
-_STEPS = ({"step_size": 0.03}, {"step_size": 0.1}, {"step_size": 0.3})
+_FIT = FitConfig(num_steps=800, batch_size=64, learning_rate=0.01, validate_every=50)
+_LEARNED = (
+    {"step_size": 0.1, "learn_step_size": True, "num_steps": 5, "pseudo_events": 15.0},
+    {"step_size": 0.3, "learn_step_size": True, "num_steps": 5, "pseudo_events": 30.0},
+)
+_FIXED = tuple({"step_size": size, "pseudo_events": 15.0} for size in (0.1, 0.3))
 CANDIDATES: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "ridge": ({"penalty": "learned"},),
     "laplace": ({"penalty": "learned"},),
     "clusters": ({"penalty": "learned", "num_classes": 4},),
     "neural-process": ({},),
-    "maml": ({"step_size": 0.05, "learn_step_size": True},),
-    "mamo": ({"step_size": 0.05, "learn_step_size": True},),
-    "melu": ({"num_steps": 5, "step_size": 0.05, "learn_step_size": True},),
-    "anil": ({"num_steps": 5, "step_size": 0.05},),
-    "meta-sgd": ({"num_steps": 3},),
-    "updater": ({},),
-    "fomaml": _STEPS,
-    "reptile": _STEPS,
+    "maml": _LEARNED,
+    "mamo": _LEARNED,
+    "melu": _LEARNED,
+    "anil": _LEARNED,
+    "meta-sgd": ({"num_steps": 3, "step_size": 0.1, "pseudo_events": 15.0},),
+    "updater": ({"pseudo_events": 15.0},),
+    "fomaml": _FIXED,
+    "reptile": _FIXED,
 }
 """Settings tried for each learner; validation chooses."""
 
