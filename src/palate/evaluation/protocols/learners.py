@@ -24,7 +24,7 @@ MAX_EVENTS = 64
 _HELD_OUT = 7
 _QUERY = 16
 _HIDDEN = 32
-_FIT = FitConfig(num_steps=800, batch_size=64, learning_rate=0.01, validate_every=50)
+_FIT = FitConfig(num_steps=500, batch_size=64, learning_rate=0.01, validate_every=50)
 _LEARNED = (
     {"step_size": 0.1, "learn_step_size": True, "num_steps": 5, "pseudo_events": 15.0},
     {"step_size": 0.3, "learn_step_size": True, "num_steps": 5, "pseudo_events": 30.0},
