@@ -168,6 +168,18 @@ def test_laplace_finds_the_mode(size: int) -> None:
     assert grad(energy)(fast).abs().max() < 1e-6
 
 
+def test_laplace_does_not_overshoot_where_the_loss_is_flat() -> None:
+    # One like of an item that the start is sure to be disliked: a whole Newton step flies past the mode and back.
+    inputs = torch.tensor([[8.0, 0.0, -4.0]], dtype=torch.float64)
+    one = Events(inputs, torch.ones(1).double(), torch.ones(1).double(), torch.zeros(1, dtype=torch.int64))
+    learner = build("laplace", linear_model(2), "clicks", num_steps=8)
+    params = {key: value.double() for key, value in learner.params.items()}
+    fast = learner.adapt(params, learner.prior(params, torch.zeros(0).double()), one)
+    grid = torch.linspace(-1, 3, 400_001).double()
+    energy = torch.nn.functional.softplus(-(8 * grid - 4)) + 0.5 * grid.square()
+    torch.testing.assert_close(fast["weight"][0], grid[energy.argmin()], atol=2e-3, rtol=0)
+
+
 def test_laplace_on_squared_error_is_ridge() -> None:
     events = linear_events(2, 7, 5)
     params = {"model.weight": torch.linspace(-0.5, 0.5, 5).double(), "log_noise": torch.tensor(-0.2).double()}

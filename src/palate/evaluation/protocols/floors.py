@@ -24,27 +24,28 @@ def constant(bench: Bench) -> Predict:
     mean = float(bench.draw.ratings.values.mean())
 
     def one(task: Task, rng: np.random.Generator) -> Predictions:
-        size = len(task.query_items)
-        return Predictions(np.full(size, mean), rng.random(size))
+        rating = np.full(len(task.query_items), mean)
+        return Predictions(rating, _broken(rating, rng))
 
     return _by_task(bench.draw, one)
 
 
 def random_order(bench: Bench) -> Predict:
-    """Ratings drawn from those of the training people, in random order."""
+    """Ratings drawn from those of the training people."""
 
     def one(task: Task, rng: np.random.Generator) -> Predictions:
-        size = len(task.query_items)
-        return Predictions(rng.choice(bench.draw.ratings.values, size), rng.random(size))
+        rating = rng.choice(bench.draw.ratings.values, len(task.query_items))
+        return Predictions(rating, _broken(rating, rng))
 
     return _by_task(bench.draw, one)
 
 
 def popularity(bench: Bench) -> Predict:
-    """Ranked by how many training people have the item (of choices: have chosen it); rated by the global mean."""
+    """Ranked by how many training people have rated the item, of choices have chosen it; rated by the global mean."""
     ratings = bench.draw.ratings
-    counts = np.bincount(ratings.items[ratings.values > 0], minlength=len(bench.setting.items))
-    logs = np.log1p(counts)
+    are_choices = set(np.unique(ratings.values).tolist()) <= {0.0, 1.0}
+    counted = ratings.items[ratings.values > 0] if are_choices else ratings.items
+    logs = np.log1p(np.bincount(counted, minlength=len(bench.setting.items)))
     mean, spread = float(ratings.values.mean()), float(ratings.values.std())
     # In the unit of ratings, as every score is: a protocol may mix scores with ratings that it gives.
     score = mean + spread * (logs - logs.mean()) / max(float(logs.std()), 1e-9)
@@ -71,9 +72,13 @@ def als_ridge(bench: Bench) -> Predict:
 
     Bias and factors of an item that nobody in training has rated come from its content, by ridge regression.
     """
-    mean, bias = shrunk_biases(bench.draw.ratings, len(bench.setting.items))
-    factors = als_factors(bench.draw.ratings, mean, bias, len(bench.setting.items))
-    known = np.bincount(bench.draw.ratings.items, minlength=len(bench.setting.items))
+    num_items = len(bench.setting.items)
+    # On a span of four, as of one to five stars: the penalties are for it.
+    unit = float(np.ptp(bench.draw.ratings.values)) / 4
+    ratings = bench.draw.ratings._replace(values=bench.draw.ratings.values / unit)
+    mean, bias = shrunk_biases(ratings, num_items)
+    factors = als_factors(ratings, mean, bias, num_items)
+    known = np.bincount(ratings.items, minlength=num_items)
     content = common_content(bench.setting)
     rows = content[known > 0] * np.sqrt(known[known > 0])[:, None]
     wanted = np.column_stack([bias, factors])[known > 0] * np.sqrt(known[known > 0])[:, None]
@@ -84,11 +89,12 @@ def als_ridge(bench: Bench) -> Predict:
     factors = np.where(known[:, None] > 0, factors, mapped[:, 1:])
 
     def one(task: Task, rng: np.random.Generator) -> Predictions:
+        task = task._replace(support_values=task.support_values / unit)
         own = user_bias(task, mean, bias)
         rows = factors[task.support_items]
         left = task.support_values - mean - bias[task.support_items] - own
         taste = np.linalg.solve(rows.T @ rows + _RIDGE * np.eye(_RANK), rows.T @ left)
-        rating = mean + bias[task.query_items] + own + factors[task.query_items] @ taste
+        rating = unit * (mean + bias[task.query_items] + own + factors[task.query_items] @ taste)
         return Predictions(rating, _broken(rating, rng))
 
     return _by_task(bench.draw, one)

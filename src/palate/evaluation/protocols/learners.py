@@ -26,7 +26,7 @@ _QUERY = 16
 _HIDDEN = 32
 _FIT = FitConfig(num_steps=500, batch_size=64, learning_rate=0.01, validate_every=50)
 _LEARNED = (
-    {"step_size": 0.1, "learn_step_size": True, "num_steps": 5, "pseudo_events": 15.0},
+    {"step_size": 0.1, "learn_step_size": True, "num_steps": 5},
     {"step_size": 0.3, "learn_step_size": True, "num_steps": 5, "pseudo_events": 30.0},
 )
 _FIXED = tuple({"step_size": size, "pseudo_events": 15.0} for size in (0.1, 0.3))
@@ -130,13 +130,13 @@ def _build(name: str, objective: str, features: Features, num_profile: int, sett
 
 
 def redraw(tasks: Tasks, rng: np.random.Generator) -> Tasks:
-    """Draw each task's support (one to all but one of its events, log-uniform) and its query from what is left."""
+    """Draw each task's support (none to three quarters of its events, log-uniform) and its query from what is left."""
     real = tasks.support.weight.numpy() > 0
     num_events = real.sum(1)
     keys = np.where(real, rng.random(real.shape), 2.0)
     place = keys.argsort(1).argsort(1)
     most = np.minimum(num_events - 1, num_events.clip(2) * 3 // 4)
-    size = np.exp(rng.random(len(real)) * np.log(most + 1)).astype(int)
+    size = np.exp(rng.random(len(real)) * np.log(most + 2)).astype(int) - 1
     support = torch.from_numpy((place < size[:, None]) & real).float()
     query = torch.from_numpy((place >= size[:, None]) & (place < size[:, None] + _QUERY) & real).float()
     return Tasks(tasks.profile, tasks.support._replace(weight=support), tasks.query._replace(weight=query))

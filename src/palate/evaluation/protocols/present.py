@@ -63,6 +63,7 @@ def protocol_page(runs: Sequence[Results]) -> str:
             lines += [f"Left out: {label} ({reason})", ""]
         curves = results["curves"]
         lines += [f"### {metric_name(curves['metric'])} by support size, {curves['part']}", ""]
+        lines += ["A task with fewer support events than a column says counts there with all that it has.", ""]
         lines += _markdown(
             ["method", *map(str, curves["sizes"])],
             [[label, *(f"{point['mean']:.3f}" for point in points)] for label, points in curves["methods"].items()],

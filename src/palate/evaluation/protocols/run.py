@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from threadpoolctl import threadpool_limits
 
 from palate.errors import ConfigError, DataError, NumericalError
 from palate.evaluation.protocols.base import Bench, Draw, Method, Metric, Predict, Predictions, ProtocolEntry
 from palate.evaluation.protocols.floors import FLOORS, ROUNDED
 from palate.evaluation.protocols.learners import learner_methods
 from palate.evaluation.protocols.table import find_protocol
-from palate.evaluation.significance import Interval, clustered_interval, paired_difference
+from palate.evaluation.significance import Interval, clustered_interval
 from palate.meta import LEARNERS
 from palate.ratings.tasks import Task
 
@@ -59,7 +60,8 @@ def run_protocol(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _run(name, entry, folder, num_draws, chosen, say)
+        with threadpool_limits(1):  # NumPy's own threads
+            return _run(name, entry, folder, num_draws, chosen, say)
     finally:
         torch.set_num_threads(threads)
 
@@ -82,10 +84,11 @@ def _run(
     }
     table: Table = {part: {label: {} for label in methods} for part in draws[0].parts}
     curves: dict[str, dict[int, list[Float[np.ndarray, "task"]]]] = {label: {} for label in methods}
-    seconds = dict.fromkeys(methods, 0.0)
+    seconds = dict.fromkeys(["item features", *methods], 0.0)
     left_out: dict[str, str] = {}
     for draw in draws:
-        bench = Bench(setting, draw, entry.features, lambda line: say(f"seed {draw.seed}: {line}"))  # noqa: B023
+        # A method is given no task before it is fitted, and no answer ever.
+        bench = Bench(setting, draw._replace(parts={}), entry.features, lambda line: say(f"seed {draw.seed}: {line}"))  # noqa: B023
         for label, (kind, method) in methods.items():
             if kind == "learner":
                 _ = bench.features  # not part of any one learner's time
@@ -96,15 +99,17 @@ def _run(
             try:
                 predict = method(bench)
             except DataError as error:
+                if kind == "palate":
+                    raise
                 left_out[label] = str(error)
                 bench.say(f"{label} left out: {error}")
                 continue
             for part, tasks in draw.parts.items():
                 for metric, values in _judge(predict, part, tasks, entry.metrics, label, entry.given_is_known).items():
                     table[part][label].setdefault(metric, []).append(values)
-            seconds[label] += time.perf_counter() - started
             if kind != "floor":
                 _extend_curve(curves[label], predict, draw, entry)
+            seconds[label] += time.perf_counter() - started
     methods = {label: method for label, method in methods.items() if label not in left_out}
     people = {part: np.concatenate([[task.user for task in draw.parts[part]] for draw in draws]) for part in table}
     for part, figures in table.items():
@@ -124,7 +129,7 @@ def _run(
         "parts": {
             part: _summary(figures, methods, people[part], entry, part, len(draws)) for part, figures in table.items()
         },
-        "curves": _curve_figures(curves, people, entry),
+        "curves": _curve_figures(curves, people, entry, len(draws)),
     }
 
 
@@ -233,25 +238,16 @@ def _compare(
 
     ours = next(str(row["name"]) for row in rows if row["kind"] == "palate")
     floor = best("floor")
-    _, person = np.unique(people, return_inverse=True)
-    means = [
-        np.bincount(person, np.concatenate(figures[label][metric])) / np.bincount(person) for label in (ours, floor)
-    ]
-    found = paired_difference(*means)
-    return {
-        "palate": ours,
-        "floor": floor,
-        "difference": found.mean,
-        "low": found.low,
-        "high": found.high,
-        "significant": found.significant,
-    }
+    one, other = (np.concatenate(figures[label][metric]) for label in (ours, floor))
+    found = clustered_interval(one - other, people)
+    return {"palate": ours, "floor": floor, **_named(found), "significant": found.low > 0 or found.high < 0}
 
 
 def _curve_figures(
     curves: Mapping[str, Mapping[int, Sequence[np.ndarray]]],
     people: Mapping[str, Int64[np.ndarray, "task"]],
     entry: ProtocolEntry,
+    num_draws: int,
 ) -> dict[str, Any]:
     part, tasks = next(iter(people.items()))
     return {
@@ -261,9 +257,14 @@ def _curve_figures(
         "methods": {
             label: [_plain(clustered_interval(np.concatenate(draws), tasks)) for draws in points.values()]
             for label, points in curves.items()
-            if points
+            if points and all(len(draws) == num_draws for draws in points.values())
         },
     }
+
+
+def _named(interval: Interval) -> dict[str, float]:
+    plain = _plain(interval)
+    return {"difference": plain["mean"], "low": plain["low"], "high": plain["high"]}
 
 
 def _plain(interval: Interval) -> dict[str, float]:
