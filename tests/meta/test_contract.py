@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from palate.errors import ConfigError, NumericalError
+from palate.errors import ConfigError, DataError, NumericalError
 from palate.meta import (
     LEARNERS,
     OBJECTIVES,
@@ -17,11 +17,14 @@ from palate.meta import (
     Learner,
     Params,
     Tasks,
+    adapt,
     build,
     fit,
     from_module,
     linear_model,
     load_params,
+    make_events,
+    make_tasks,
     save_params,
 )
 from palate.meta.outer import constant_loss, predict_tasks, query_loss, vary_support
@@ -102,13 +105,14 @@ def test_an_empty_support_is_the_prior(name: str, model: str, objective: str) ->
     assert all(torch.isfinite(value).all() for value in gradient.values())
 
 
-def test_padding_and_order_change_nothing(name: str, model: str, objective: str) -> None:
+@pytest.mark.parametrize("garbage", [9.0, torch.nan])
+def test_padding_and_order_change_nothing(name: str, model: str, objective: str, garbage: float) -> None:
     learner = make(name, model, objective)
     params = perturbed(learner)
     support = some_events(model, 4)
     padded = Events(
-        torch.cat([support.inputs, 9 * torch.ones_like(support.inputs[:2])]),
-        torch.cat([support.target, torch.tensor([-5.0, 5.0])]),
+        torch.cat([support.inputs, torch.full_like(support.inputs[:2], garbage)]),
+        torch.cat([support.target, torch.tensor([-garbage, garbage])]),
         torch.cat([support.weight, torch.zeros(2)]),
         torch.zeros(6, dtype=torch.int64),
     )
@@ -120,6 +124,28 @@ def test_padding_and_order_change_nothing(name: str, model: str, objective: str)
     for other in (padded, turned):
         for part, value in learner.adapt(params, prior, other).items():
             torch.testing.assert_close(value, expected[part], rtol=2e-4, atol=2e-5)
+    one = learner.loss(params, PROFILE, support, support)
+    torch.testing.assert_close(learner.loss(params, PROFILE, padded, padded), one, rtol=2e-4, atol=2e-5)
+    tasks = Tasks(PROFILE[None], *(Events(*(v[None] for v in padded)) for _ in range(2)))
+    torch.testing.assert_close(learner.losses(params, tasks)[0], one, rtol=2e-4, atol=2e-5)
+
+
+def test_a_support_of_no_width_is_the_prior(name: str, model: str) -> None:
+    learner = make(name, model)
+    params = perturbed(learner)
+    none = some_events(model, 0)
+    prior = learner.prior(params, PROFILE)
+    for part, value in learner.adapt(params, prior, none).items():
+        torch.testing.assert_close(value, prior[part])
+
+
+def test_a_model_in_double_precision(name: str) -> None:
+    learner = build(name, from_module(network().double()), num_profile=NUM_PROFILE)
+    assert {value.dtype for value in learner.params.values()} == {torch.float64}
+    support = some_events("network", 4)  # in single precision
+    fast = learner.adapt(learner.params, learner.prior(learner.params, PROFILE), support)
+    assert all(value.dtype == torch.float64 for value in fast.values())
+    assert torch.isfinite(learner.loss(learner.params, PROFILE, support, support))
 
 
 def test_batched_losses_equal_the_loop(name: str, model: str, objective: str) -> None:
@@ -280,12 +306,35 @@ def test_same_seed_same_parameters_and_a_round_trip_through_a_file(name: str, tm
 def test_a_nan_names_the_learner_and_the_step(name: str) -> None:
     learner = make(name, "network")
     tasks, broken = planted(20, 0), planted(20, 0)
-    broken.query.target[:] = torch.nan
-    broken.support.target[:] = torch.nan
-    with pytest.raises(NumericalError, match=f"{name}: the (loss|gradient) became nan at step 1"):
+    broken.query.inputs[:] = torch.nan
+    broken.support.inputs[:] = torch.nan
+    match = "check|step 1" if name in CLOSED_FORM else f"{name}: the (loss|gradient) became nan at step 1"
+    with pytest.raises((NumericalError, ConfigError), match=match if name not in CLOSED_FORM else None):
         fit(learner, broken, tasks, FitConfig(num_steps=3), name=name)
     with pytest.raises(NumericalError, match=f"{name}: validation at step 0"):
         fit(learner, tasks, broken, FitConfig(num_steps=3), name=name)
+
+
+def test_tasks_that_cannot_be_learned_from_are_refused() -> None:
+    learner, tasks = make("maml", "network"), planted(20, 0)
+    nobody = Tasks(*(part[:0] if isinstance(part, Tensor) else Events(*(v[:0] for v in part)) for part in tasks))
+    unknown = tasks._replace(query=tasks.query._replace(target=tasks.query.target * torch.nan))
+    typed = tasks._replace(support=tasks.support._replace(kind=tasks.support.kind + 7))
+    stranger = tasks._replace(profile=torch.zeros(20, 1))
+    for given, match in (
+        (nobody, "training tasks: there are none"),
+        (unknown, "a query target is NaN or infinite"),
+        (typed, "event types reach from 7 to 7; expected 0 to 0: pass num_kinds"),
+        (stranger, "profiles have 1 columns, the learner was built for 3"),
+    ):
+        with pytest.raises(DataError, match=match):
+            fit(learner, given, tasks, FitConfig(num_steps=1), name="maml")
+    with pytest.raises(DataError, match="choices are \\+1 and −1"):
+        fit(make("maml", "network", "clicks"), tasks, tasks, FitConfig(num_steps=1), name="maml")
+    with pytest.raises(ConfigError, match="reads profiles of length 3"):
+        adapt(learner, learner.params, make_events(torch.zeros(2, DIM), torch.zeros(2)))
+    with pytest.raises(DataError, match="num_support is 8 of 8 events; expected 0 to 7"):
+        make_tasks(tasks.query.inputs, tasks.query.target, 8)
 
 
 @pytest.mark.parametrize("name", GRADIENT)

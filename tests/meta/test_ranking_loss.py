@@ -15,7 +15,7 @@ from palate.meta.objectives import ranking_loss
 def by_loops(scores: np.ndarray, relevant: np.ndarray, allowed: np.ndarray) -> float:
     """Rank the items that may be listed, then go through every pair of the best 100."""
     ranked = [item for item in np.argsort(-scores) if allowed[item]][:100]
-    places = min(10, len(scores))
+    places = min(10, int(allowed.sum()))
     ideal = sum(1 / math.log2(place + 2) for place in range(places))
     discount = [1 / math.log2(place + 2) if place < 10 else 0.0 for place in range(len(ranked))]
     total = 0.0

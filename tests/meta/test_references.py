@@ -7,7 +7,17 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from palate.errors import ConfigError, DataError
-from palate.meta import Events, Params, Tasks, build, from_module, linear_model
+from palate.meta import (
+    Events,
+    Params,
+    Tasks,
+    adapt,
+    build,
+    from_module,
+    linear_model,
+    make_events,
+    make_tasks,
+)
 from palate.meta.clusters import classes_of
 from palate.meta.outer import FitConfig, fit
 from palate.meta.penalty import PenaltyConfig, shrink
@@ -300,6 +310,46 @@ class TestFromModule:
             nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.Linear(2, 1)),
         ):
             assert from_module(net).layers is None
+
+    def test_the_module_is_left_alone(self) -> None:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        model = from_module(net)
+        inputs = torch.randn(6, 3)
+        for name in ("ridge", "maml"):
+            learner = build(name, model)
+            support = make_events(inputs, torch.randn(6))
+            one, other = (adapt(learner, learner.params, support) for _ in range(2))
+            assert all(torch.equal(value, other[part]) for part, value in one.items())
+        assert net.training
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+    def test_weights_that_ask_for_no_gradient_stay(self) -> None:
+        net = network()
+        net[0].requires_grad_(False)
+        model = from_module(net)
+        assert set(model.weights) == {"2.weight", "2.bias", "4.weight", "4.bias"}
+        assert model.layers is None
+        torch.testing.assert_close(model.predict(model.weights, SUPPORT.inputs), net(SUPPORT.inputs)[:, 0])
+        with pytest.raises(ConfigError, match="'0' has no weights that are trained"):
+            from_module(net, decision=["0"])
+
+    def test_a_container_decides_with_all_that_is_in_it(self) -> None:
+        net = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 1))
+        assert from_module(net, decision=["1"]).decision == ("1.0.weight", "1.0.bias", "2.weight", "2.bias")
+
+    def test_a_layer_that_appears_twice_has_no_fast_path(self) -> None:
+        tied, act = nn.Linear(3, 3), nn.Tanh()
+        assert from_module(nn.Sequential(tied, act, tied, act, nn.Linear(3, 1))).layers is None
+
+    @pytest.mark.parametrize("name", ["ridge", "laplace", "clusters"])
+    def test_a_closed_form_refuses_a_head_whose_output_is_changed(self, name: str) -> None:
+        net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1), nn.Sigmoid())
+        learner = build(name, from_module(net, head="2"), num_profile=2)
+        tasks = make_tasks(torch.randn(8, 6, 3), torch.rand(8, 6), 3, torch.randn(8, 2))
+        with pytest.raises(ConfigError, match="changes its head's output"):
+            fit(learner, tasks, tasks, FitConfig(num_steps=1))
 
     @pytest.mark.parametrize(
         ("net", "settings", "match"),

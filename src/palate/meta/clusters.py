@@ -72,7 +72,7 @@ def build(model: Model, objective: Objective, config: ClusterConfig, num_profile
         "fixed.class.mean": torch.zeros(num_profile),
         "fixed.class.spread": torch.ones(num_profile),
     }
-    return make_learner(model, objective, own, prior, base.adapt, prepare=prepare)
+    return make_learner(model, objective, own, prior, base.adapt, check=base.check, prepare=prepare)
 
 
 def classes_of(params: Params, profile: Tensor, *, soft: bool) -> Tensor:

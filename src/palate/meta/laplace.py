@@ -15,7 +15,7 @@ from palate.errors import ConfigError
 from palate.meta.learner import Events, Fast, Learner, LearnerEntry, Params, make_learner, weights_of
 from palate.meta.model import Model
 from palate.meta.objectives import Objective
-from palate.meta.ridge import RidgeConfig, deviation, init, moved_by, solve, start_of
+from palate.meta.ridge import RidgeConfig, deviation, init, linear_check, moved_by, solve, start_of
 
 _CURVATURE_FLOOR = 1e-6
 _LENGTHS = (1.0, 0.5, 0.25, 0.125, 1 / 32, 0.0)
@@ -71,7 +71,7 @@ def build(model: Model, objective: Objective, config: LaplaceConfig, num_profile
             delta, lift = deltas[best], lifts[best]
         return moved_by(model, fast, delta)
 
-    return make_learner(model, objective, init(model, config), prior, adapt)
+    return make_learner(model, objective, init(model, config), prior, adapt, check=linear_check(model))
 
 
 LAPLACE = LearnerEntry(LaplaceConfig, build)

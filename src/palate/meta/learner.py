@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.func import vmap
 
+from palate.errors import ConfigError, DataError
 from palate.meta.model import Model
 from palate.meta.objectives import Objective
 
@@ -59,6 +60,12 @@ class Learner(NamedTuple):
     losses: Callable[[Params, Tasks], Float[Tensor, "task"]]
     """The same for many tasks at once."""
     objective: Objective
+    num_profile: int
+    """Length of a profile."""
+    num_kinds: int
+    """Number of event types."""
+    check: Callable[[Params, Events], None]
+    """Refuse a model that the learner cannot adapt, on some events; called once before the outer loop."""
     prepare: Callable[[Params, Float[Tensor, "task profile"], Int64[Tensor, "task"] | None], Params]
     """What the learner fits on the training tasks' profiles, and on their classes where given, before the outer
     loop."""
@@ -77,11 +84,12 @@ class LearnerEntry(NamedTuple):
 
 def make_events(
     inputs: Shaped[Tensor, "*task event _"],
-    target: Float[Tensor, "*task event"],
+    target: Shaped[Tensor, "*task event"],
     weight: Float[Tensor, "*task event"] | None = None,
     kind: Int64[Tensor, "*task event"] | None = None,
 ) -> Events:
     """A support or query set, of one task or of many; by default every event counts 1 and is of one type."""
+    target = target if target.is_floating_point() else target.float()
     return Events(
         inputs,
         target,
@@ -92,18 +100,32 @@ def make_events(
 
 def make_tasks(
     inputs: Shaped[Tensor, "task event _"],
-    target: Float[Tensor, "task event"],
+    target: Shaped[Tensor, "task event"],
     num_support: int,
     profile: Float[Tensor, "task profile"] | None = None,
 ) -> Tasks:
-    """Tasks of equal length: the first `num_support` events are support, the rest query."""
-    profile = inputs.new_zeros(len(inputs), 0) if profile is None else profile
+    """Tasks of equal length: the first `num_support` events are support, the rest query.
+
+    Raises:
+        DataError: no event is left for the query.
+    """
+    if not 0 <= num_support < target.shape[1]:
+        raise DataError(
+            f"num_support is {num_support} of {target.shape[1]} events; expected 0 to {target.shape[1] - 1}"
+        )
+    profile = torch.zeros(len(target), 0) if profile is None else profile
     halves = (slice(0, num_support), slice(num_support, None))
     return Tasks(profile, *(make_events(inputs[:, half], target[:, half]) for half in halves))
 
 
 def adapt(learner: Learner, params: Params, support: Events, profile: Float[Tensor, "profile"] | None = None) -> Fast:
-    """One task's fast weights: its prior, then its events."""
+    """One task's fast weights: its prior, then its events.
+
+    Raises:
+        ConfigError: the learner reads profiles, and there is none.
+    """
+    if profile is None and learner.num_profile > 0:
+        raise ConfigError(f"the learner reads profiles of length {learner.num_profile}; pass this task's")
     profile = support.target.new_zeros(0) if profile is None else profile
     return learner.adapt(params, learner.prior(params, profile), support)
 
@@ -117,9 +139,23 @@ def make_learner(
     *,
     loss: Callable[[Params, Tensor, Events, Events], Tensor] | None = None,
     losses: Callable[[Params, Tasks], Tensor] | None = None,
+    check: Callable[[Params, Events], None] | None = None,
     prepare: Callable[[Params, Tensor, Tensor | None], Params] | None = None,
 ) -> Learner:
-    """Complete a learner: prediction with the fast weights in place, and the query loss after adapting."""
+    """Complete a learner: prediction with the fast weights in place, and the query loss after adapting.
+
+    Padding is cleared and everything has the precision of the model before the given functions see it.
+    """
+    some_weight = f"model.{next(iter(model.weights))}"
+
+    def clear(params: Params, events: Events) -> Events:
+        return cleared(events, params[some_weight].dtype)
+
+    def prior_of(params: Params, profile: Tensor) -> Fast:
+        return prior(params, profile.to(params[some_weight].dtype))
+
+    def adapt_to(params: Params, fast: Fast, support: Events) -> Fast:
+        return adapt(params, fast, clear(params, support))
 
     def predict(params: Params, fast: Fast, inputs: Tensor) -> Tensor:
         weights = weights_of(params)
@@ -129,15 +165,27 @@ def make_learner(
         fast = adapt(params, prior(params, profile), support)
         return objective.outer(predict(params, fast, query.inputs), query.target, query.weight)
 
-    one = loss or query_loss
+    def one(params: Params, profile: Tensor, support: Events, query: Events) -> Tensor:
+        profile = profile.to(params[some_weight].dtype)
+        return (loss or query_loss)(params, profile, clear(params, support), clear(params, query))
+
+    def by_hand(params: Params, tasks: Tasks) -> Tensor:
+        assert losses is not None
+        return losses(params, Tasks(tasks.profile, clear(params, tasks.support), clear(params, tasks.query)))
+
+    dtype = next(iter(model.weights.values())).dtype
+    own = {name: value.to(dtype) for name, value in params.items()}
     return Learner(
-        {**{f"model.{name}": weight for name, weight in model.weights.items()}, **params},
-        prior,
-        adapt,
+        {**{f"model.{name}": weight for name, weight in model.weights.items()}, **own},
+        prior_of,
+        adapt_to,
         predict,
         one,
-        _by_hand(losses, one),
+        _by_hand(None if losses is None else by_hand, one),
         objective,
+        0,
+        1,
+        check or (lambda params, events: None),
         prepare or (lambda params, profiles, classes: params),
     )
 
@@ -154,6 +202,19 @@ def _by_hand(
         return vmap(one, in_dims=(None, 0, 0, 0))(params, *tasks)
 
     return batched
+
+
+def cleared(events: Events, dtype: torch.dtype) -> Events:
+    """Nothing of padding is left, so that what it holds, a NaN too, is never read; floats have one precision."""
+    real = events.weight > 0
+    wide = real.reshape(*real.shape, *[1] * (events.inputs.ndim - real.ndim))
+    inputs = torch.where(wide, events.inputs, torch.zeros_like(events.inputs))
+    return Events(
+        inputs.to(dtype) if inputs.is_floating_point() else inputs,
+        torch.where(real, events.target, torch.zeros_like(events.target)).to(dtype),
+        torch.where(real, events.weight, torch.zeros_like(events.weight)).to(dtype),
+        events.kind,
+    )
 
 
 def weights_of(params: Params) -> dict[str, Tensor]:
@@ -180,5 +241,9 @@ def with_event_kinds(learner: Learner, num_kinds: int) -> Learner:
         return vmap(loss, in_dims=(None, 0, 0, 0))(params, *tasks)
 
     return learner._replace(
-        params={**learner.params, "events.log_weight": torch.zeros(num_kinds)}, adapt=adapt, loss=loss, losses=losses
+        params={**learner.params, "events.log_weight": torch.zeros(num_kinds)},
+        adapt=adapt,
+        loss=loss,
+        losses=losses,
+        num_kinds=num_kinds,
     )

@@ -49,13 +49,16 @@ def from_module(network: nn.Module, *, head: str | None = None, decision: Sequen
     """Cut a module that maps (event, …) to (event, 1) or (event,).
 
     Args:
-        network: read, never changed; its buffers stay as they are.
+        network: copied in evaluation mode, so that it is never changed, dropout is off and batch statistics are those
+            stored. Weights that ask for no gradient, and buffers, are the copy's own: neither trained nor among the
+            parameters that are saved.
         head: name of its last `nn.Linear`, as `named_modules` has it; by default the one that comes last there.
         decision: names of the modules that decide from embeddings (MeLU); by default every `nn.Linear`.
 
     Raises:
-        ConfigError: no such module, or the head is not a linear layer with one output.
+        ConfigError: no such module, one without trained weights, or the head is not a linear layer with one output.
     """
+    network = copy.deepcopy(network).eval()
     modules = dict(network.named_modules())
     linear = [name for name, module in modules.items() if type(module) is nn.Linear]
     if not linear:
@@ -77,13 +80,15 @@ def from_module(network: nn.Module, *, head: str | None = None, decision: Sequen
 
     def features(weights: dict[str, Tensor], inputs: Tensor) -> Tensor:
         kept = {name: weight for name, weight in weights.items() if not name.startswith(f"{head}.".lstrip("."))}
-        hidden = functional_call(body, kept, (inputs,)).reshape(len(inputs), -1)
+        hidden = functional_call(body, kept, (inputs,)).flatten(1)
         return torch.cat([hidden, hidden.new_ones(len(inputs), ones)], 1)
 
-    weights = {name: weight.detach().clone() for name, weight in network.named_parameters()}
-    decided = tuple(
-        name for name in weights if name.rpartition(".")[0] in (linear if decision is None else [*decision, head])
-    )
+    weights = {name: weight.detach().clone() for name, weight in network.named_parameters() if weight.requires_grad}
+    deciding = linear if decision is None else [*decision, head]
+    for name in [head, *(decision or ())]:
+        if not any(_is_in(weight, name) for weight in weights):
+            raise ConfigError(f"from_module: {name!r} has no weights that are trained; it cannot decide anything")
+    decided = tuple(weight for weight in weights if any(_is_in(weight, name) for name in deciding))
     return Model(weights, predict, features, _names(head, last), decided, _layers_of(network))
 
 
@@ -111,6 +116,10 @@ def with_offset(model: Model) -> Model:
     return model._replace(predict=predict, features=features, layers=None)
 
 
+def _is_in(weight: str, module: str) -> bool:
+    return not module or weight.startswith(f"{module}.")
+
+
 def _without(network: nn.Module, head: str) -> nn.Module:
     """A copy whose head passes its input on."""
     if not head:
@@ -126,13 +135,17 @@ def _names(prefix: str, layer: nn.Linear) -> tuple[str, ...]:
 
 def _layers_of(network: nn.Module) -> Layers | None:
     """The stack, where the network is `nn.Sequential` of linear layers with biases and one kind of activation."""
-    parts = list(network.named_children())
+    parts = [
+        (name, module) for name, module in network._modules.items() if module is not None
+    ]  # with those that appear twice, which named_children leaves out
     linear, between = parts[::2], parts[1::2]
     kinds = {type(module) for _, module in between}
     if (
         type(network) is not nn.Sequential
         or len(parts) % 2 == 0
         or any(type(module) is not nn.Linear or module.bias is None for _, module in linear)
+        or len({id(module) for _, module in linear}) < len(linear)
+        or any(not weight.requires_grad for weight in network.parameters())
         or len(kinds) > 1
         or not kinds <= ACTIVATIONS.keys()
     ):

@@ -24,6 +24,8 @@ class Objective(NamedTuple):
     """Second derivative by the prediction."""
     outer: Callable[[Float[Tensor, "event"], Float[Tensor, "event"], Float[Tensor, "event"]], Float[Tensor, ""]]
     """(predictions, targets, weights) → loss of a query set."""
+    is_choice: bool = False
+    """Whether targets are +1 and −1 and nothing else."""
     mean_outer: bool = True
     """Whether the outer loss is the mean of the event losses, as the hand-batched path takes it to be."""
 
@@ -44,12 +46,13 @@ def ranking_loss(
     """
     depth = min(100, len(scores))
     best, places = scores.masked_fill(allowed == 0, -1e9).topk(depth)
-    gains = relevant[places]
+    gains, may_be_listed = relevant[places], (allowed[places] > 0).to(scores)
     rank = torch.arange(depth, device=scores.device)
     discount = torch.where(rank < DISCOUNTED_PLACES, 1 / torch.log2(rank + 2.0), 0.0)
-    ideal = discount[:DISCOUNTED_PLACES].sum()
+    # Of as many places as there are items that may be listed, so that padding changes nothing.
+    ideal = (discount[:DISCOUNTED_PLACES] * (rank[:DISCOUNTED_PLACES] < (allowed > 0).sum())).sum()
     swap = (discount[:, None] - discount[None, :]).abs() / ideal
-    pairs = gains[:, None] * (1 - gains[None, :]) * swap
+    pairs = (gains * may_be_listed)[:, None] * ((1 - gains) * may_be_listed)[None, :] * swap
     return (pairs * F.softplus(best[None, :] - best[:, None])).sum()
 
 
@@ -82,12 +85,14 @@ OBJECTIVES: Mapping[str, Objective] = {
         _logistic_slope,
         _logistic_curvature,
         lambda predictions, target, weight: mean_over_events(_logistic(predictions, target), weight),
+        is_choice=True,
     ),
     "ranking": Objective(
         _logistic,
         _logistic_slope,
         _logistic_curvature,
         lambda predictions, target, weight: ranking_loss(predictions, (target > 0).to(predictions), weight),
+        is_choice=True,
         mean_outer=False,
     ),
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._C import _LinAlgError as LinAlgError  # type: ignore[attr-defined]
 from torch.func import vmap
 
-from palate.errors import ConfigError, NumericalError
+from palate.errors import ConfigError, DataError, NumericalError
 from palate.meta.learner import Events, Learner, Params, Tasks
 
 
@@ -37,8 +37,10 @@ class FitConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"fit.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("learning_rate", "clip"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ConfigError(f"fit.{name} is {getattr(self, name)}; it must be above 0")
+        if not self.weight_decay >= 0:
+            raise ConfigError(f"fit.weight_decay is {self.weight_decay}; it must be 0 or more")
 
 
 class FitResult(NamedTuple):
@@ -79,12 +81,17 @@ def fit(
         on_step: called as (step, of, validation loss) at each look.
 
     Raises:
+        DataError: there are no tasks, or they hold what the learner cannot read.
+        ConfigError: the model is none that the learner can adapt.
         NumericalError: a loss or gradient is not finite (names learner and step), or the kept parameters predict the
             validation queries worse than the best constant does.
     """
     config = config or FitConfig()
+    for what, tasks in (("training", train), ("validation", validation)):
+        _check_tasks(learner, tasks, f"{name}: {what} tasks")
     rng = np.random.default_rng(seed)
     start = learner.prepare(learner.params, train.profile, classes)
+    learner.check(start, Events(*(value[0] for value in train.support)))
 
     def batch_loss(params: Params) -> Tensor:
         batch = take(train, torch.from_numpy(_draw(rng, len(train.profile), config.batch_size)))
@@ -109,8 +116,9 @@ def vary_support(tasks: Tasks, rng: np.random.Generator) -> Tasks:
     A learner that has met one support size goes wrong at others: gradient steps tuned to eight events overfit two.
     """
     weight = tasks.support.weight
-    size = torch.from_numpy(rng.integers(0, weight.shape[1] + 1, len(weight)))
-    kept = torch.arange(weight.shape[1]) < size[:, None]
+    real = weight > 0
+    size = (torch.from_numpy(rng.random(len(weight))) * (real.sum(1) + 1)).long()
+    kept = real.cumsum(1) <= size[:, None]
     return tasks._replace(support=tasks.support._replace(weight=weight * kept))
 
 
@@ -209,10 +217,11 @@ def predict_tasks(
 
 
 def query_loss(learner: Learner, params: Params, tasks: Tasks) -> float:
-    """Mean over tasks of the objective on the query after adapting to the support."""
+    """Mean, over tasks whose query is not empty, of the objective on the query after adapting to the support."""
     predictions = predict_tasks(learner, params, tasks.profile, tasks.support, tasks.query.inputs)
-    losses = vmap(learner.objective.outer)(predictions, tasks.query.target, tasks.query.weight)
-    return float(losses.double().mean())
+    asked = (tasks.query.weight > 0).any(1)
+    losses = vmap(learner.objective.outer)(predictions, tasks.query.target.to(predictions), tasks.query.weight)
+    return float(losses[asked].double().mean())
 
 
 def constant_loss(learner: Learner, train: Tasks, validation: Tasks) -> float:
@@ -225,7 +234,30 @@ def constant_loss(learner: Learner, train: Tasks, validation: Tasks) -> float:
         constant = constant - slope / curvature.clamp_min(1e-9)
     predictions = constant[0].expand(validation.query.target.shape)
     losses = vmap(learner.objective.outer)(predictions, validation.query.target, validation.query.weight)
-    return float(losses.double().mean())
+    return float(losses[(validation.query.weight > 0).any(1)].double().mean())
+
+
+def _check_tasks(learner: Learner, tasks: Tasks, where: str) -> None:
+    """Refuse tasks whose failure further in would say nothing of the cause."""
+    if len(tasks.profile) == 0 or not (tasks.query.weight > 0).any():
+        raise DataError(f"{where}: there are none with a query; give at least one task with events to predict")
+    if tasks.profile.shape[1] != learner.num_profile:
+        raise DataError(
+            f"{where}: profiles have {tasks.profile.shape[1]} columns, the learner was built for "
+            f"{learner.num_profile}; pass num_profile to build"
+        )
+    for part, events in (("support", tasks.support), ("query", tasks.query)):
+        real = events.weight > 0
+        target, kind = events.target[real], events.kind[real]
+        if not torch.isfinite(target).all():
+            raise DataError(f"{where}: a {part} target is NaN or infinite; leave it out or give weight 0")
+        if learner.objective.is_choice and not (target.abs() == 1).all():
+            raise DataError(f"{where}: a {part} target is {target[target.abs() != 1][0]:g}; choices are +1 and −1")
+        if len(kind) and not 0 <= int(kind.min()) <= int(kind.max()) < learner.num_kinds:
+            raise DataError(
+                f"{where}: event types reach from {int(kind.min())} to {int(kind.max())}; expected 0 to "
+                f"{learner.num_kinds - 1}: pass num_kinds to build"
+            )
 
 
 def take(tasks: Tasks, rows: Int64[Tensor, "row"]) -> Tasks:

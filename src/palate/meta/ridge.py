@@ -25,7 +25,7 @@ from torch.func import vmap
 
 from palate.errors import ConfigError
 from palate.meta.fused import ACTIVATIONS
-from palate.meta.learner import Events, Fast, Learner, LearnerEntry, Params, Tasks, make_learner, weights_of
+from palate.meta.learner import Events, Fast, Learner, LearnerEntry, Params, Tasks, cleared, make_learner, weights_of
 from palate.meta.model import Layers, Model
 from palate.meta.objectives import Objective
 
@@ -71,6 +71,24 @@ def moved_by(model: Model, fast: Fast, delta: Float[Tensor, "feature"]) -> Fast:
     """Add a departure to the head's weight and bias, which the features hold one after the other."""
     parts = torch.split(delta, [fast[name].numel() for name in model.head])
     return {name: fast[name] + part.view_as(fast[name]) for name, part in zip(model.head, parts, strict=True)}
+
+
+def linear_check(model: Model) -> Callable[[Params, Events], None]:
+    """Refuse a model whose prediction is not the head's own output: there the closed form solves another problem."""
+
+    def check(params: Params, events: Events) -> None:
+        shared, nothing = weights_of(params), weights_of(params)
+        nothing = {**nothing, **{name: torch.zeros_like(nothing[name]) for name in model.head}}
+        events = cleared(events, shared[model.head[0]].dtype)
+        head = torch.cat([shared[name].flatten() for name in model.head])
+        moved = model.predict(shared, events.inputs) - model.predict(nothing, events.inputs)
+        if not torch.allclose(model.features(shared, events.inputs) @ head, moved, rtol=1e-3, atol=1e-4):
+            raise ConfigError(
+                "the network changes its head's output before it returns it; closed-form learners need that output to "
+                "be the prediction: leave the last step out, or use maml"
+            )
+
+    return check
 
 
 def deviation(params: Params, features: Tensor) -> Float[Tensor, "feature"]:
@@ -127,7 +145,7 @@ def build(model: Model, objective: Objective, config: RidgeConfig, num_profile: 
 
     layers = None if config.penalty == "l1" else model.layers
     losses = None if layers is None else _batched(model, objective, layers)
-    return make_learner(model, objective, init(model, config), prior, adapt, losses=losses)
+    return make_learner(model, objective, init(model, config), prior, adapt, losses=losses, check=linear_check(model))
 
 
 def _batched(model: Model, objective: Objective, layers: Layers) -> Callable[[Params, Tasks], Tensor]:
@@ -149,7 +167,7 @@ def _batched(model: Model, objective: Objective, layers: Layers) -> Callable[[Pa
         root = _root(support.weight)
         # The bias is the weight of a feature that is 1: its share of every product is its prior variance.
         products = (torch.bmm(rows, rows[:, :size].mT) + bias_variance) * root[:, None]
-        noise = params["log_noise"].exp() * torch.eye(size, dtype=hidden.dtype)
+        noise = params["log_noise"].exp() * torch.eye(size, dtype=hidden.dtype, device=hidden.device)
         factor = torch.linalg.cholesky(products[:, :size] * root[..., None] + noise)
         dual = torch.cholesky_solve(((support.target - start[:, :size]) * root)[..., None], factor)
         predictions = start[:, size:] + torch.bmm(products[:, size:], dual)[..., 0]
@@ -167,7 +185,7 @@ def _root(weight: Tensor) -> Tensor:
 
 
 def _system(weighted: Float[Tensor, "event feature"], noise: Float[Tensor, ""]) -> Float[Tensor, "event event"]:
-    return weighted @ weighted.T + noise * torch.eye(len(weighted), dtype=weighted.dtype)
+    return weighted @ weighted.T + noise * torch.eye(len(weighted), dtype=weighted.dtype, device=weighted.device)
 
 
 RIDGE = LearnerEntry(RidgeConfig, build)

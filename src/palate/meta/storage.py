@@ -17,7 +17,10 @@ def save_params(path: str | Path, params: Mapping[str, Tensor], about: Mapping[s
     Raises:
         ModelError: the file cannot be written.
     """
-    content = save({name: value.detach().contiguous() for name, value in params.items()}, dict(about or {}))
+    content = save(
+        {name: value.detach().contiguous() for name, value in params.items()},
+        {key: str(value) for key, value in (about or {}).items()},
+    )
     try:
         write_atomically(Path(path), content)
     except OSError as error:

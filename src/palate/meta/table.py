@@ -1,6 +1,7 @@
 """The table of learners: a learner is one file and one line here."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
@@ -59,9 +60,11 @@ def build(
     Raises:
         ConfigError: an unknown learner, objective or setting, or a setting out of range.
     """
+    if num_profile < 0 or num_kinds < 1:
+        raise ConfigError(f"num_profile is {num_profile} and num_kinds {num_kinds}; expected at least 0 and 1")
     config = read_settings(name, settings)
     learner = find_learner(name).build(model, find_objective(objective), config, num_profile)
-    return with_event_kinds(learner, num_kinds)
+    return with_event_kinds(learner._replace(num_profile=num_profile), num_kinds)
 
 
 def read_settings(name: str, settings: Mapping[str, Any]) -> Any:
@@ -85,4 +88,6 @@ def read_settings(name: str, settings: Mapping[str, Any]) -> Any:
             raise ConfigError(f"learner.{setting} is {value!r}; expected one of {', '.join(map(str, choices))}")
         elif not choices and type(value) is not kinds[setting]:
             raise ConfigError(f"learner.{setting} is {value!r}; expected {kinds[setting].__name__}")
+        elif kinds[setting] is float and not math.isfinite(value):
+            raise ConfigError(f"learner.{setting} is {value!r}; expected a finite number")
     return entry.config(**values)

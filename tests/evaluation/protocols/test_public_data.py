@@ -22,6 +22,8 @@ def test_no_task_leaks(name: str) -> None:
     setting, draws = OPENERS[name](DATA, 1)
     (draw,) = draws
     training = set(draw.ratings.users.tolist())
+    if draw.validation is not None:
+        training |= set(draw.validation.users.tolist())
     for part, tasks in draw.parts.items():
         assert tasks
         for task in tasks:
