@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test lint bench docs clean
+.PHONY: help setup demo test lint bench protocols docs clean
 
 help:
 	@echo "make setup   create .venv and install Palate with its development tools"
 	@echo "make demo    the main job on the bundled data: clean, train, evaluate, recommend; report in palate-demo/"
 	@echo "make test    all tests"
 	@echo "make lint    formatting, lint and types"
-	@echo "make bench   latency of one person's list, as ratios against peers"
+	@echo "make bench   latency of one person, throughput of meta-training, as ratios against peers"
+	@echo "make protocols DATA=folder   every learner on public few-shot protocols; writes docs/protocols.md"
 	@echo "make docs    write docs/cli.md from the command line's own help"
 
 setup: $(VENV)/.ready
@@ -35,6 +36,11 @@ lint: setup
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/recommend_latency.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/adapt_latency.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/meta_throughput.py
+
+protocols: setup
+	$(BIN)/palate bench meta --protocol all --data $(DATA) --page docs/protocols.md
 
 docs: setup
 	$(BIN)/python docs/generate.py

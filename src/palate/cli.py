@@ -251,7 +251,9 @@ def bench_meta(
     runs = []
     for name in PROTOCOLS if protocol == "all" else [protocol]:
         say = Console(stderr=True, quiet=as_json, highlight=False).print
-        results = run_protocol(name, data, num_draws=draws, learners=chosen, say=lambda line: say(line, style="dim"))  # noqa: B023
+        results = run_protocol(
+            name, data, num_draws=draws, learners=chosen, say=lambda line: say(line, style="dim", soft_wrap=True)
+        )  # noqa: B023
         write_atomically(out / f"{name}.json", json.dumps(results, indent=1).encode())
         write_protocol_report(results, out / f"{name}.html")
         runs.append(results)

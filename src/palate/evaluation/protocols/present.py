@@ -33,7 +33,7 @@ def protocol_page(runs: Sequence[Results]) -> str:
     lines = [
         "# Public few-shot protocols",
         "",
-        "<!-- Written by `palate bench meta --protocol all --page docs/protocols.md`; do not edit. -->",
+        "<!-- Written by `make protocols DATA=…`; do not edit. -->",
         "",
         "Every figure is a mean over tasks with its 95 % interval over people (percentile bootstrap, people resampled",
         "whole). All methods of a table are judged on the same tasks, and none sees the ratings that are asked for.",
