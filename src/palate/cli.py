@@ -248,12 +248,14 @@ def bench_meta(
     Trains on one thread; melu takes about 25 minutes, lastfm five.
     """
     chosen = None if learners is None else [name for name in learners.split(",") if name]
+    told = Console(stderr=True, quiet=as_json, highlight=False)
+
+    def say(line: str) -> None:
+        told.print(line, style="dim", soft_wrap=True)
+
     runs = []
     for name in PROTOCOLS if protocol == "all" else [protocol]:
-        say = Console(stderr=True, quiet=as_json, highlight=False).print
-        results = run_protocol(
-            name, data, num_draws=draws, learners=chosen, say=lambda line: say(line, style="dim", soft_wrap=True)
-        )  # noqa: B023
+        results = run_protocol(name, data, num_draws=draws, learners=chosen, say=say)
         write_atomically(out / f"{name}.json", json.dumps(results, indent=1).encode())
         write_protocol_report(results, out / f"{name}.html")
         runs.append(results)
