@@ -44,7 +44,7 @@ def write_report(results: Results, path: Path) -> None:
         template = _environment().get_template("report.html.j2")
         page = template.render(
             {part: results.get(part) for part in parts},
-            headline=headline(results),
+            headline=results.get("headline") or headline(results),
             few_shot=_part_view(results.get("few_shot"), "few-shot"),
             cold_items=_part_view(results.get("cold_items"), "cold-items"),
             curves=_curve_views((results.get("training") or {}).get("curves") or []),
@@ -158,6 +158,7 @@ def _part_view(figures: Results | None, name: str) -> dict[str, Any] | None:
         "sizes": figures["support_sizes"],
         "num_users": figures["num_users"],
         "person": figures.get("person", "customer"),
+        "people": figures.get("people", "customers"),
         "better": "lower" if figures.get("lower_is_better") else "higher",
         "intro": figures.get("intro"),
         "verdict": _verdict(figures),

@@ -193,6 +193,8 @@ def test_the_page_the_tables_and_the_report_show_every_figure(results: dict[str,
     assert "MAE ↓" in page
     assert "seeds 0, 1" in page
     assert "Left out: clusters" in page
+    assert "best floor (ALS" in html
+    assert "no baseline" not in html.split("<section")[0]
     assert html.count("<svg") >= 2  # the curves, wide and narrow
     (shown,) = protocol_tables(results)
     assert shown.row_count == len(results["parts"]["user cold"]["methods"]) + 2

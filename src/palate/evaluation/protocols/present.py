@@ -99,12 +99,14 @@ def write_protocol_report(results: Results, path: Path) -> None:
         for name, figures in results["parts"].items()
     ]
     page = {
+        "headline": _headline(results),
         "protocol": {"title": results["title"], "about": results["about"], "made": _made(results), "tables": tables},
         "few_shot": {
             "metric": curves["metric"],
             "support_sizes": curves["sizes"],
             "num_users": part["num_people"],
             "person": "person",
+            "people": "people",
             "lower_is_better": results["metrics"][curves["metric"]]["lower_is_better"],
             "intro": "How each learner gains from events: the same tasks with their first support events alone.",
             "models": models,
@@ -173,6 +175,20 @@ def _comparison(results: Results, metric: str, found: Results) -> str:
     return (
         f"- {found['palate']} against the best floor ({found['floor']}), {_heading(results, metric)[:-2]}: "
         f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}), {verdict}"
+    )
+
+
+def _headline(results: Results) -> str:
+    """One sentence on the main metric of the first part, good or bad."""
+    part = results["curves"]["part"]
+    found, metric = results["parts"][part]["comparisons"][results["main"]], _heading(results, results["main"])[:-2]
+    interval = f"95\u00a0% interval {found['low']:+.3f} to {found['high']:+.3f}"
+    if not found["significant"]:
+        return f"On {part}, {found['palate']} and the best floor ({found['floor']}) cannot be told apart ({interval})."
+    better = (found["difference"] < 0) == results["metrics"][results["main"]]["lower_is_better"]
+    return (
+        f"On {part}, {found['palate']} is {'better' if better else 'worse'} than the best floor ({found['floor']}): "
+        f"{metric} differs by {found['difference']:+.3f} ({interval})."
     )
 
 
