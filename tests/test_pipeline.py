@@ -264,3 +264,34 @@ def test_newcomers_are_the_same_at_every_call_and_apart_from_the_others(model: R
     assert not set(training) & set(validating)
     assert set(training) | set(validating) == set(newcomers)
     assert len(validating) == len(newcomers) // 3
+
+
+@pytest.mark.parametrize(
+    ("learner", "settings"),
+    [
+        ("laplace", {"noise": 1}),
+        ("maml", {"num_steps": 2, "step_size": 0.1, "penalty": "l2"}),
+        ("mamo", {}),
+        ("neural-process", {"latent": 8}),
+        ("clusters", {"num_classes": 2}),
+    ],
+)
+def test_any_learner_serves(
+    early_shop: Dataset, tiny: Config, learner: str, settings: dict[str, float], tmp_path: Path
+) -> None:
+    config = replace(tiny, meta=replace(tiny.meta, learner=learner, num_steps=4), learner=settings)
+    model = train(early_shop, config)
+    model.save(tmp_path / "model")
+    again = Recommender.load(tmp_path / "model")
+    assert again.config.learner == settings
+    for events in ([], ["garden-01"], ["garden-01", "toys-02", "garden-03"]):
+        assert [line._asdict() for line in again.recommend(events, 5)] == [
+            line._asdict() for line in model.recommend(events, 5)
+        ]
+
+
+def test_settings_of_a_learner_are_checked(tiny: Config) -> None:
+    with pytest.raises(ConfigError, match=r"learner ridge has no setting .noize.; did you mean noise\?"):
+        replace(tiny, learner={"noize": 1.0})
+    with pytest.raises(ConfigError, match=r"learner.num_steps is 0; it must be at least 1"):
+        replace(tiny, meta=replace(tiny.meta, learner="maml"), learner={"num_steps": 0})
