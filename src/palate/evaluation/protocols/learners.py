@@ -44,7 +44,7 @@ CANDIDATES: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "fomaml": _FIXED,
     "reptile": _FIXED,
 }
-"""Settings tried for each learner; validation chooses."""
+"""Settings tried for a learner, its defaults where there are none here; validation chooses."""
 
 
 def learner_method(name: str, objective: str) -> Method:
@@ -63,7 +63,7 @@ def learner_method(name: str, objective: str) -> Method:
         validation = redraw(validation, np.random.default_rng([bench.draw.seed, 2]))
         best: tuple[float, Learner, FitResult] | None = None
         problems = []
-        for settings in CANDIDATES[name]:
+        for settings in CANDIDATES.get(name, ({},)):
             learner = _build(name, objective, features, bench.setting.profiles.shape[1], settings)
             try:
                 result = fit(learner, train, validation, _FIT, seed=bench.draw.seed, name=name, redraw=redraw)
