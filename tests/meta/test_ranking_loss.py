@@ -43,6 +43,14 @@ def test_known_answer() -> None:
     assert loss_of([3.0, 2.0, 0.0], [1]) == pytest.approx(above + below, rel=1e-6)
 
 
+def test_nothing_to_list_costs_nothing() -> None:
+    scores = torch.tensor([1.0, 2.0], requires_grad=True)
+    loss = ranking_loss(scores, torch.tensor([1.0, 0.0]), torch.zeros(2))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert torch.equal(scores.grad, torch.zeros(2))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 130))
 def test_it_equals_the_loops(seed: int, num_items: int) -> None:

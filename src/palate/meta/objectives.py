@@ -49,8 +49,8 @@ def ranking_loss(
     gains, may_be_listed = relevant[places], (allowed[places] > 0).to(scores)
     rank = torch.arange(depth, device=scores.device)
     discount = torch.where(rank < DISCOUNTED_PLACES, 1 / torch.log2(rank + 2.0), 0.0)
-    # Of as many places as there are items that may be listed, so that padding changes nothing.
-    ideal = (discount[:DISCOUNTED_PLACES] * (rank[:DISCOUNTED_PLACES] < (allowed > 0).sum())).sum()
+    # Of as many places as there are items that may be listed, so that padding changes nothing; 1 is that of one place.
+    ideal = (discount[:DISCOUNTED_PLACES] * (rank[:DISCOUNTED_PLACES] < (allowed > 0).sum())).sum().clamp_min(1.0)
     swap = (discount[:, None] - discount[None, :]).abs() / ideal
     pairs = (gains * may_be_listed)[:, None] * ((1 - gains) * may_be_listed)[None, :] * swap
     return (pairs * F.softplus(best[None, :] - best[:, None])).sum()
