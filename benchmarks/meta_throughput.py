@@ -38,7 +38,8 @@ from torch.nn import functional
 
 from palate.meta import LEARNERS, Tasks, build, from_module, read_settings
 from palate.meta import Events as TaskEvents
-from palate.meta.fused import RELU, SQUARED, Events, maml_losses
+from palate.meta.fused import RELU, Events, maml_losses
+from palate.meta.objectives import OBJECTIVES
 
 NUM_TASKS, NUM_SUPPORT, NUM_QUERY, WIDTHS, NUM_STEPS, STEP_SIZE = 32, 10, 10, (16, 64, 64, 1), 5, 0.05
 NOISE = 0.5
@@ -74,7 +75,7 @@ def fused(net: nn.Sequential, batch: Batch, first_order: bool) -> Step:
     sizes = torch.full((NUM_STEPS,), STEP_SIZE)
 
     def step() -> tuple[Tensor, list[Tensor]]:
-        loss = maml_losses(layers, RELU, SQUARED, support, query, sizes, first_order=first_order).mean()
+        loss = maml_losses(layers, RELU, OBJECTIVES["ratings"], support, query, sizes, first_order=first_order).mean()
         return loss, list(torch.autograd.grad(loss, parameters))
 
     return step

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from palate.meta.fused import LOGISTIC, RELU, SQUARED, TANH, Activation, Events, Objective, maml_adapt, maml_losses
+from palate.meta.fused import RELU, TANH, Activation, Events, maml_adapt, maml_losses
+from palate.meta.objectives import OBJECTIVES as TABLE
+from palate.meta.objectives import Objective
 
 ACTIVATIONS = {"relu": RELU, "tanh": TANH}
+SQUARED, LOGISTIC = TABLE["ratings"], TABLE["clicks"]
 OBJECTIVES = {"squared": SQUARED, "logistic": LOGISTIC}
 NUM_TASKS, NUM_EVENTS, WIDTHS = 3, 5, {1: (4, 1), 2: (4, 6, 1), 3: (4, 6, 5, 1)}
 Layers = list[tuple[Tensor, Tensor]]
@@ -164,8 +167,10 @@ def test_derivatives_of_the_tables(activation: Activation, objective: Objective)
     if activation.curvature is not None:
         (curvature,) = torch.autograd.grad(slope.sum(), z)
         torch.testing.assert_close(activation.curvature(h), curvature, rtol=1e-10, atol=1e-12)
-    target = torch.tensor([-1.0, 1.0, 0.5], dtype=torch.float64).repeat(4)
-    (slope,) = torch.autograd.grad(objective.value(z, target).sum(), z, create_graph=True)
+    # Choices are +1 or -1, and the curvature may count on it.
+    values = [-1.0, 1.0, 1.0 if objective.is_choice else 0.5]
+    target = torch.tensor(values, dtype=torch.float64).repeat(4)
+    (slope,) = torch.autograd.grad(objective.loss(z, target).sum(), z, create_graph=True)
     (curvature,) = torch.autograd.grad(slope.sum(), z)
     torch.testing.assert_close(objective.slope(z, target), slope, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(objective.curvature(z, target), curvature, rtol=1e-10, atol=1e-12)

@@ -7,10 +7,10 @@ import pytest
 
 from palate.errors import ConfigError, DataError, NumericalError
 from palate.ratings.bayesian_factors import (
-    FactorConfig,
-    Factors,
     Prior,
     Sample,
+    SampledFactors,
+    SamplerConfig,
     conditional,
     fitted,
     posterior_users,
@@ -22,7 +22,7 @@ from palate.ratings.bayesian_factors import (
     with_one,
 )
 
-SMALL = FactorConfig(dim=2, num_burn_in=60, num_samples=30)
+SMALL = SamplerConfig(dim=2, num_burn_in=60, num_samples=30)
 NUM_COLD = 4
 
 
@@ -83,12 +83,12 @@ class TestConditionals:
             np.testing.assert_allclose(np.cov(white[:, :, place].T), covariance, atol=0.05 * covariance.max())
 
 
-def a_model(rng: np.random.Generator, num_samples: int = 3) -> Factors:
+def a_model(rng: np.random.Generator, num_samples: int = 3) -> SampledFactors:
     samples = [
         Sample(rng.standard_normal((6, 3)), Prior(rng.standard_normal((3, 3)), random_precision(rng, 3)), 0.5 + place)
         for place in range(num_samples)
     ]
-    return Factors(3.0, tuple(samples))
+    return SampledFactors(3.0, tuple(samples))
 
 
 class TestNewPeople:
@@ -166,7 +166,7 @@ def world() -> World:
     return World(truth + 0.5 * rng.standard_normal((80, 40)), weight, truth, user_features, item_features)
 
 
-def fit(world: World, *, seed: int = 0, with_features: bool = True) -> Factors:
+def fit(world: World, *, seed: int = 0, with_features: bool = True) -> SampledFactors:
     columns = 2 if with_features else 0
     features = world.user_features[:, :columns], world.item_features[:, :columns]
     return sample_factors(world.values, world.weight, *features, SMALL, rng=np.random.default_rng(seed))
@@ -219,7 +219,7 @@ class TestPlantedWorld:
             world.weight,
             world.user_features,
             world.item_features,
-            FactorConfig(dim=1, num_burn_in=2, num_samples=3),
+            SamplerConfig(dim=1, num_burn_in=2, num_samples=3),
             rng=np.random.default_rng(0),
             on_step=lambda *step: told.append(step),
         )
@@ -254,4 +254,4 @@ class TestErrors:
     )
     def test_a_bad_setting_is_named(self, name: str, value: float) -> None:
         with pytest.raises(ConfigError, match=rf"factors\.{name} is {value}; expected"):
-            FactorConfig(**{name: value})  # type: ignore[arg-type]
+            SamplerConfig(**{name: value})  # type: ignore[arg-type]

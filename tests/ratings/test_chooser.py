@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from palate.errors import ConfigError, DataError
-from palate.ratings.bayesian_factors import FactorConfig, predict
+from palate.ratings.bayesian_factors import SamplerConfig, predict
 from palate.ratings.candidate_features import candidate_features, fit_scorers, log_share
 from palate.ratings.chooser import Chooser, ChooserConfig, fit_chooser, redraw
 from palate.ratings.combiner import CombinerConfig, combine, fit_combiner
@@ -15,7 +15,7 @@ from palate.ratings.tasks import Ratings, Task
 NUM_USERS, NUM_TRAINING, NUM_ITEMS, NUM_TASTES = 120, 90, 50, 3
 NOBODYS = (47, 48, 49)
 SMALL = ChooserConfig(
-    factors=FactorConfig(dim=3, num_burn_in=6, num_samples=8),
+    factors=SamplerConfig(dim=3, num_burn_in=6, num_samples=8),
     combiner=CombinerConfig(num_trees=20, min_leaf_events=20),
     num_folds=3,
     num_redraws=2,

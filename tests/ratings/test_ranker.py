@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from palate.errors import ConfigError, DataError, NumericalError
-from palate.ratings.bayesian_factors import FactorConfig, predict
+from palate.ratings.bayesian_factors import SamplerConfig, predict
 from palate.ratings.implicit_profile import profile_of
 from palate.ratings.ranker import Levels, Ranker, RankerConfig, fit_ranker, mid_ranks
 from palate.ratings.tasks import Ratings, Task
 
 NUM_USERS, NUM_TRAINING, NUM_ITEMS, NUM_COLD = 110, 80, 40, 4
 SMALL = RankerConfig(
-    factors=FactorConfig(dim=2, num_burn_in=12, num_samples=12),
+    factors=SamplerConfig(dim=2, num_burn_in=12, num_samples=12),
     targets=("midrank", "raw"),
     profile_dim=3,
     item_profile_dim=3,
@@ -187,7 +187,7 @@ def test_without_features_and_profiles_it_still_ranks(world: World) -> None:
 
 def test_all_sweeps_of_all_chains_are_reported(world: World) -> None:
     told: list[tuple[int, int, float]] = []
-    config = replace(SMALL, factors=FactorConfig(dim=1, num_burn_in=1, num_samples=2))
+    config = replace(SMALL, factors=SamplerConfig(dim=1, num_burn_in=1, num_samples=2))
     fit_ranker(
         world.training,
         NUM_ITEMS,

@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from palate.meta.objectives import Objective
+
 # NOTE: an axis name that starts with an underscore binds nothing: every layer has widths of its own.
 Layers = Sequence[tuple[Float[Tensor, "_out _in"], Float[Tensor, "_out"]]]
 TaskLayers = list[tuple[Float[Tensor, "task _out _in"], Float[Tensor, "task _out"]]]
@@ -31,14 +33,6 @@ class Activation(NamedTuple):
     """None where it is zero everywhere: its products are skipped."""
 
 
-class Objective(NamedTuple):
-    """Loss of a prediction for a target, and its first and second derivative by the prediction."""
-
-    value: Callable[[Tensor, Tensor], Tensor]
-    slope: Callable[[Tensor, Tensor], Tensor]
-    curvature: Callable[[Tensor, Tensor], Tensor]
-
-
 class Events(NamedTuple):
     """Padded events of many tasks; weight 0 marks padding, whatever its input and target hold."""
 
@@ -49,14 +43,6 @@ class Events(NamedTuple):
 
 RELU = Activation(torch.relu, torch.sign, None)
 TANH = Activation(torch.tanh, lambda h: 1 - h.square(), lambda h: -2 * h * (1 - h.square()))
-SQUARED = Objective(lambda p, y: (p - y).square(), lambda p, y: 2 * (p - y), lambda p, y: torch.full_like(p, 2.0))
-LOGISTIC = Objective(
-    lambda p, y: -functional.logsigmoid(y * p),  # softplus is linear past 20, off by 2e-9
-    lambda p, y: -y * torch.sigmoid(-y * p),
-    lambda p, y: y.square() * torch.sigmoid(y * p) * torch.sigmoid(-y * p),
-)
-
-
 ACTIVATIONS: Mapping[str, Activation] = {"relu": RELU, "tanh": TANH}
 
 
@@ -320,7 +306,7 @@ class _MAML(torch.autograd.Function):
         ctx.settings = activation, objective, first_order, dual, num_fast
         ctx.support = support.target[..., None], support.weight[..., None]
         ctx.trace = steps, fast, hidden, objective.slope(prediction, target) * share
-        return (objective.value(prediction, target) * share).sum((1, 2))
+        return (objective.loss(prediction, target) * share).sum((1, 2))
 
     @staticmethod
     def backward(ctx: Any, by_losses: Tensor) -> tuple[Tensor | None, ...]:

@@ -151,7 +151,6 @@ def fused_losses(
     if not all(moving[adapted:]) or len(fast_names) != 2 * (len(moving) - adapted):
         return None
     activation = fused.ACTIVATIONS[layers.activation]
-    inner = fused.Objective(objective.loss, objective.slope, objective.curvature)
 
     def losses(params: Params, tasks: Tasks) -> Tensor:
         parts = (shrunk(config, tasks.support), tasks.query)
@@ -162,7 +161,7 @@ def fused_losses(
         return fused.maml_losses(
             [(params[f"model.{weight}"], params[f"model.{bias}"]) for weight, bias in layers.names],
             activation,
-            inner,
+            objective,
             support,
             query,
             step_sizes(config, params),

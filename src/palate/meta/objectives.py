@@ -61,7 +61,7 @@ def _squared(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def _logistic(prediction: Tensor, target: Tensor) -> Tensor:
-    return F.softplus(-target * prediction)
+    return -F.logsigmoid(target * prediction)  # softplus is linear past 20, off by 2e-9
 
 
 def _logistic_slope(prediction: Tensor, target: Tensor) -> Tensor:

@@ -249,6 +249,8 @@ def _check_tasks(learner: Learner, tasks: Tasks, where: str) -> None:
     for part, events in (("support", tasks.support), ("query", tasks.query)):
         real = events.weight > 0
         target, kind = events.target[real], events.kind[real]
+        if events.inputs.is_floating_point() and not torch.isfinite(events.inputs[real]).all():
+            raise DataError(f"{where}: a {part} input is NaN or infinite; leave it out or give weight 0")
         if not torch.isfinite(target).all():
             raise DataError(f"{where}: a {part} target is NaN or infinite; leave it out or give weight 0")
         if learner.objective.is_choice and not (target.abs() == 1).all():

@@ -28,7 +28,7 @@ _ITEM_SHRINK = 5.0
 
 
 @dataclass(frozen=True)
-class FactorConfig:
+class SamplerConfig:
     """Settings of the sampler."""
 
     dim: int = 12
@@ -67,7 +67,7 @@ class Sample(NamedTuple):
     noise_precision: float
 
 
-class Factors(NamedTuple):
+class SampledFactors(NamedTuple):
     """A fitted model."""
 
     mean: float
@@ -79,12 +79,12 @@ def sample_factors(
     weight: Float[np.ndarray, "user item"],
     user_features: Float[np.ndarray, "user user_feature"],
     item_features: Float[np.ndarray, "item item_feature"],
-    config: FactorConfig,
+    config: SamplerConfig,
     *,
     rng: np.random.Generator,
     name: str = "Bayesian factors",
     on_step: Callable[[int, int, float], None] | None = None,
-) -> Factors:
+) -> SampledFactors:
     """Run the Gibbs sampler.
 
     Args:
@@ -156,11 +156,11 @@ def sample_factors(
             samples.append(Sample(np.where(rated, items, item_means), prior, noise_precision))
         if on_step is not None:
             on_step(sweep, num_sweeps, noise_precision**-0.5)
-    return Factors(mean, tuple(samples))
+    return SampledFactors(mean, tuple(samples))
 
 
 def predict(
-    factors: Factors,
+    factors: SampledFactors,
     values: Float[np.ndarray, "user item"],
     weight: Float[np.ndarray, "user item"],
     user_features: Float[np.ndarray, "user user_feature"],

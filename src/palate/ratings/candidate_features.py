@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from palate.errors import DataError
-from palate.ratings.bayesian_factors import FactorConfig, Factors, predict, sample_factors
+from palate.ratings.bayesian_factors import SampledFactors, SamplerConfig, predict, sample_factors
 from palate.ratings.neighbourhood import Neighbourhood, fit_neighbourhood, neighbourhood_scores
 
 _SHARE_SCORES = ("similar people 1", "similar people 2", "cosine", "conditional", "linked", "svd 8", "svd 24")
@@ -19,14 +19,14 @@ class Scorers(NamedTuple):
     """What is known of the items from some people's choices."""
 
     neighbourhood: Neighbourhood
-    factors: Factors
+    factors: SampledFactors
     """Of the active items, each divided by its spread."""
     spread: Float[np.ndarray, "active"]
     typical_popularity: float
     """Mean over the people of the mean log count of what they chose."""
 
 
-def fit_scorers(chosen: Float[np.ndarray, "user item"], config: FactorConfig, *, seed: int) -> Scorers:
+def fit_scorers(chosen: Float[np.ndarray, "user item"], config: SamplerConfig, *, seed: int) -> Scorers:
     """Neighbourhoods and factors from a 0/1 matrix of choices."""
     if not chosen.any():
         raise DataError("training choices: a part of the people has chosen nothing; expected values of 1; check them")

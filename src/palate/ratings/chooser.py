@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from palate.errors import ConfigError, DataError
-from palate.ratings.bayesian_factors import FactorConfig
+from palate.ratings.bayesian_factors import SamplerConfig
 from palate.ratings.candidate_features import Scorers, candidate_features, fit_scorers
 from palate.ratings.combiner import Combiner, CombinerConfig, combine, fit_combiner
 from palate.ratings.matrices import check_ratings, chosen_matrix, support_events
@@ -31,7 +31,7 @@ _PEOPLE_AT_A_TIME = 256
 class ChooserConfig:
     """Settings of the chooser."""
 
-    factors: FactorConfig = field(default_factory=lambda: FactorConfig(dim=16, num_burn_in=40, num_samples=40))
+    factors: SamplerConfig = field(default_factory=lambda: SamplerConfig(dim=16, num_burn_in=40, num_samples=40))
     """Of the factors of the 0/1 matrix."""
     combiner: CombinerConfig = field(default_factory=CombinerConfig)
     """Of what weighs the scores."""

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int64
 
 from palate.errors import ConfigError, DataError
-from palate.ratings.bayesian_factors import FactorConfig, Factors, predict, sample_factors
+from palate.ratings.bayesian_factors import SampledFactors, SamplerConfig, predict, sample_factors
 from palate.ratings.implicit_profile import ImplicitProfile, fit_profile, profile_of
 from palate.ratings.matrices import check_features, check_ratings, mean_matrix, support_events
 from palate.ratings.tasks import Ratings, Task, check_tasks
@@ -26,7 +26,7 @@ _PEOPLE_AT_A_TIME = 256
 class RankerConfig:
     """Settings of the ranker."""
 
-    factors: FactorConfig = field(default_factory=FactorConfig)
+    factors: SamplerConfig = field(default_factory=SamplerConfig)
     """Of each chain."""
     targets: tuple[str, ...] = ("midrank", "midrank", "raw")
     """What each chain predicts; the scores are averaged on the scale of one standard deviation."""
@@ -59,7 +59,7 @@ class Chain(NamedTuple):
     """One run of the sampler."""
 
     target: str
-    factors: Factors
+    factors: SampledFactors
     scale: float
     """Standard deviation of the target."""
 

@@ -69,6 +69,7 @@ def learner_method(name: str, objective: str) -> Method:
                 result = fit(learner, train, validation, _FIT, seed=bench.draw.seed, name=name, redraw=redraw)
             except PalateError as error:
                 problems.append(error)
+                bench.say(f"{name} {dict(settings)}: failed: {error}")
                 continue
             value = min(value for _, value in result.validation)
             bench.say(f"{name} {dict(settings)}: validation {value:.4f} at step {result.step}")

@@ -15,14 +15,14 @@ from palate.evaluation.protocols.palate_models import (
     rating_features,
 )
 from palate.evaluation.protocols.scores import absolute_error, first_found_ndcg, matched_map, matched_precision, ndcg
-from palate.ratings.bayesian_factors import FactorConfig
+from palate.ratings.bayesian_factors import SamplerConfig
 from palate.ratings.chooser import ChooserConfig
 from palate.ratings.ranker import RankerConfig
 from palate.ratings.rater_training import RaterConfig
 
 _WARM = RaterConfig(num_members=2)
 _COLD = RaterConfig(cold_share=1.0, num_steps=500, min_ratings=13, num_members=5)
-_RANKER = RankerConfig(FactorConfig(dim=12, num_burn_in=80, num_samples=150))
+_RANKER = RankerConfig(SamplerConfig(dim=12, num_burn_in=80, num_samples=150))
 _TOP5 = {"precision@5": matched_precision(5), "ndcg@5": ndcg(5, "exponential"), "map@5": matched_map(5)}
 
 PROTOCOLS: Mapping[str, ProtocolEntry] = {
