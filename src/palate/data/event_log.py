@@ -1,0 +1,158 @@
+"""Everyone's events as flat columns: the layout that large trainings read, in memory or straight from the disk.
+
+One entry an event, people after people, each person's events from the oldest to the newest. `offsets` says where each
+person begins. A billion events take 4 GB of items; opened from a folder, only the pages that are touched are read.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int32, Int64, UInt8
+
+from palate.data.episodes import History
+from palate.errors import DataError
+
+_FORMAT = "palate-events-1"
+_COLUMNS: Mapping[str, str] = {"items": "<i4", "seconds": "<f8", "kinds": "|u1", "values": "<f4"}
+
+
+@dataclass(frozen=True, eq=False)
+class EventLog:
+    """Sequences of many people; the optional columns are None where the source does not have them.
+
+    Raises:
+        DataError: columns of different lengths, offsets that do not fit, or a negative item.
+    """
+
+    items: Int32[np.ndarray, "event"]
+    """Vocabulary index of the item of each event."""
+    offsets: Int64[np.ndarray, "user_and_one"]
+    """Person u has the events offsets[u] to offsets[u + 1]."""
+    seconds: Float64[np.ndarray, "_"] | None = None
+    """Time of each event, in seconds since 1970-01-01."""
+    kinds: UInt8[np.ndarray, "_"] | None = None
+    """Class of each event, such as view or purchase; what the numbers mean is the source's."""
+    values: Float32[np.ndarray, "_"] | None = None
+    """Rating or weight of each event."""
+
+    def __post_init__(self) -> None:
+        if len(self.offsets) == 0 or self.offsets[0] != 0 or self.offsets[-1] != len(self.items):
+            raise DataError(
+                f"events: offsets run from {self.offsets[:1]} to {self.offsets[-1:]}; expected 0 to {len(self.items):,}"
+            )
+        if (np.diff(self.offsets) < 0).any():
+            person = int((np.diff(self.offsets) < 0).argmax())
+            raise DataError(f"events: person {person} ends before they begin; offsets must not fall")
+        for name in ("seconds", "kinds", "values"):
+            column = getattr(self, name)
+            if column is not None and len(column) != len(self.items):
+                raise DataError(f"events: {len(column):,} {name} for {len(self.items):,} items; give one an event")
+
+    @property
+    def num_users(self) -> int:
+        """People, those without events included."""
+        return len(self.offsets) - 1
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def lengths(self) -> Int64[np.ndarray, "user"]:
+        """Events of each person."""
+        return np.diff(self.offsets)
+
+    def take(self, users: Sequence[int] | Int64[np.ndarray, "chosen"]) -> "EventLog":
+        """The events of some people, in the order asked for."""
+        chosen = np.asarray(users, np.int64)
+        return self._gather(self.offsets[chosen], self.offsets[chosen + 1])
+
+    def cut(self, drop: int | Int64[np.ndarray, "user"]) -> "EventLog":
+        """Everyone without their last `drop` events; who has fewer has none left."""
+        starts = self.offsets[:-1]
+        return self._gather(starts, np.maximum(self.offsets[1:] - drop, starts))
+
+    def recent(self, length: int) -> "EventLog":
+        """Everyone's `length` most recent events."""
+        stops = self.offsets[1:]
+        return self._gather(np.maximum(stops - length, self.offsets[:-1]), stops)
+
+    def _gather(self, starts: Int64[np.ndarray, "row"], stops: Int64[np.ndarray, "row"]) -> "EventLog":
+        lengths = stops - starts
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        # Places of all kept events: each row's start, repeated, plus a count that starts anew in each row.
+        places = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+
+        def pick(column: Any) -> Any:
+            return None if column is None else column[places]
+
+        return EventLog(
+            np.asarray(self.items[places]), offsets, pick(self.seconds), pick(self.kinds), pick(self.values)
+        )
+
+
+def from_sequences(sequences: Iterable[Sequence[int] | Int64[np.ndarray, "_"]]) -> EventLog:
+    """Build a log without times from each person's items."""
+    rows = [np.asarray(row, np.int32) for row in sequences]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+    return EventLog(np.concatenate([np.zeros(0, np.int32), *rows]), offsets)
+
+
+def from_histories(histories: Iterable[History]) -> EventLog:
+    """Build a log from histories of distinct items, with their times."""
+    rows = list(histories)
+    offsets = np.concatenate([[0], np.cumsum([len(row.items) for row in rows])]).astype(np.int64)
+    items = np.concatenate([np.zeros(0, np.int64), *(row.items for row in rows)]).astype(np.int32)
+    return EventLog(items, offsets, np.concatenate([np.zeros(0), *(row.times for row in rows)]))
+
+
+def write_events(log: EventLog, folder: Path) -> None:
+    """Write a log as one raw file a column and a page that names them; the page comes last and makes it valid.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "events.json").unlink(missing_ok=True)
+        log.offsets.astype("<i8").tofile(folder / "offsets.bin")
+        present = [name for name in _COLUMNS if getattr(log, name) is not None]
+        for name in present:
+            getattr(log, name).astype(_COLUMNS[name]).tofile(folder / f"{name}.bin")
+        page = {"format": _FORMAT, "num_events": len(log), "num_users": log.num_users, "columns": present}
+        temporary = folder / "events.json.tmp"
+        temporary.write_text(json.dumps(page, indent=1), encoding="utf-8")
+        temporary.replace(folder / "events.json")
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the events cannot be written ({error.strerror}); free space or choose another"
+        ) from None
+
+
+def open_events(folder: Path) -> EventLog:
+    """Open a written log without reading it: columns are mapped into memory, read-only.
+
+    Raises:
+        DataError: the folder holds no complete log, or a file has another size than its page says.
+    """
+    try:
+        page = json.loads((folder / "events.json").read_text(encoding="utf-8"))
+        if page["format"] != _FORMAT:
+            raise DataError(f"{folder}: format {page['format']!r}; this version reads {_FORMAT!r}; write it again")
+        sizes = {"offsets": page["num_users"] + 1} | dict.fromkeys(page["columns"], page["num_events"])
+        columns = {}
+        for name, size in sizes.items():
+            kind = np.dtype("<i8" if name == "offsets" else _COLUMNS[name])
+            path = folder / f"{name}.bin"
+            if path.stat().st_size != size * kind.itemsize:
+                raise DataError(
+                    f"{path}: {path.stat().st_size:,} bytes, expected {size * kind.itemsize:,}; write the log again"
+                )
+            # An empty file cannot be mapped.
+            columns[name] = np.memmap(path, kind, "r") if size else np.zeros(0, kind)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{folder}: no complete event log ({reason}); write it with write_events") from None
+    return EventLog(**columns)
