@@ -17,14 +17,17 @@ from palate.metrics import (
     coverage_at_k,
     graded_ndcg_at_k,
     hit_rate_at_k,
+    hit_rate_of_ranks,
     mae,
     matched_average_precision_at_k,
     matched_precision_at_k,
     mrr_at_k,
     ndcg_at_k,
+    ndcg_of_ranks,
     precision_at_k,
     recall_at_k,
     rmse,
+    target_ranks,
     top_k,
 )
 
@@ -231,3 +234,42 @@ def test_one_list_that_cannot_be_judged_is_refused(metric: Callable[..., float])
         metric(np.zeros(0), np.zeros(0), 2)
     with pytest.raises(ConfigError):
         metric(np.zeros(2), np.zeros(2), 0)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 12))
+def test_metrics_of_ranks_equal_those_of_lists_without_ties(seed: int, num_items: int, k: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.permuted(np.tile(np.arange(num_items, dtype=np.float64), (4, 1)), axis=1)
+    targets = rng.integers(0, num_items, 4)
+    removed = rng.random((4, num_items)) < 0.3
+    removed[np.arange(4), targets] = False
+    relevant = np.arange(num_items) == targets[:, None]
+    for taken_out in (None, removed):
+        ranked = top_k(scores if taken_out is None else np.where(taken_out, -np.inf, scores), k)
+        ranks = target_ranks(scores, targets, taken_out)
+        assert hit_rate_of_ranks(ranks, k).tolist() == hit_rate_at_k(ranked, relevant).tolist()
+        np.testing.assert_allclose(ndcg_of_ranks(ranks, k), ndcg_at_k(ranked, relevant))
+
+
+def test_ties_stand_above_the_target() -> None:
+    scores = np.array([[1.0, 2.0, 1.0, 1.0], [-np.inf, -np.inf, 0.0, -np.inf]])
+    targets = np.array([0, 1])
+    assert target_ranks(scores, targets).tolist() == [3, 3]
+    # The removed item leaves the list; a target that is marked itself stays in.
+    removed = np.array([[True, True, False, True], [True, True, False, False]])
+    assert target_ranks(scores, targets, removed).tolist() == [1, 2]
+
+
+def test_target_ranks_refuse_what_cannot_be_ranked() -> None:
+    scores = np.zeros((2, 3))
+    with pytest.raises(DataError, match=r"user row 1 asks for item 3; expected 0..2"):
+        target_ranks(scores, np.array([0, 3]))
+    with pytest.raises(DataError, match="user row 0 asks for item -1"):
+        target_ranks(scores, np.array([-1, 0]))
+    scores[1, 2] = np.nan
+    with pytest.raises(NumericalError, match="user row 1 holds NaN"):
+        target_ranks(scores, np.array([0, 0]))
+    with pytest.raises(ConfigError, match="cut-off is 0"):
+        ndcg_of_ranks(np.array([0]), 0)
+    with pytest.raises(ConfigError, match="cut-off is 0"):
+        hit_rate_of_ranks(np.array([0]), 0)

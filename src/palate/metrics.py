@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Real
+from jaxtyping import Bool, Float, Float64, Int, Int64, Real
 
 from palate.errors import ConfigError, DataError, NumericalError
 
@@ -43,11 +43,7 @@ def top_k(scores: Float[np.ndarray, "user item"], k: int) -> Int[np.ndarray, "us
     """
     _check_cutoff(k)
     num_users, num_items = scores.shape
-    not_a_number = np.isnan(scores).any(axis=1)
-    if not_a_number.any():
-        raise NumericalError(
-            f"scores: user row {int(not_a_number.argmax())} holds NaN; expected numbers; check the model"
-        )
+    _refuse_not_a_number(scores)
     ranked = np.full((num_users, k), NO_ITEM, dtype=np.int64)
     places = min(k, num_items)
     if num_users == 0 or places == 0:
@@ -136,6 +132,52 @@ RANKING_METRICS: Mapping[str, RankingMetric] = {
     "mrr": mrr_at_k,
     "average_precision": average_precision_at_k,
 }
+
+
+def target_ranks(
+    scores: Float[np.ndarray, "user item"],
+    targets: Int[np.ndarray, "user"],
+    removed: Bool[np.ndarray, "user item"] | None = None,
+) -> Int64[np.ndarray, "user"]:
+    """How many items stand above each user's one relevant item, without sorting: 0 is the first place.
+
+    Every item that ties with the target stands above it, so a model that gives all items one score hits nothing.
+
+    Args:
+        scores: higher is better; -inf is the last place.
+        targets: the relevant item of each user.
+        removed: items taken out of the list. A target stays in even where it is marked here: it is asked for again.
+
+    Raises:
+        DataError: a target is not an item.
+        NumericalError: a score is NaN.
+    """
+    num_users, num_items = scores.shape
+    outside = (targets < 0) | (targets >= num_items)
+    if outside.any():
+        raise DataError(
+            f"targets: user row {int(outside.argmax())} asks for item {int(targets[outside.argmax()])};"
+            f" expected 0..{num_items - 1}; number items by the catalogue"
+        )
+    _refuse_not_a_number(scores)
+    above = scores >= scores[np.arange(num_users), targets][:, None]
+    if removed is not None:
+        above &= ~removed
+    above[np.arange(num_users), targets] = False
+    ranks: Int64[np.ndarray, "user"] = above.sum(axis=1, dtype=np.int64)
+    return ranks
+
+
+def hit_rate_of_ranks(ranks: Int64[np.ndarray, "user"], k: int) -> Float64[np.ndarray, "user"]:
+    """1 where the one relevant item is among the first `k`, else 0; ranks as `target_ranks` gives them."""
+    _check_cutoff(k)
+    return np.asarray(ranks < k, dtype=np.float64)
+
+
+def ndcg_of_ranks(ranks: Int64[np.ndarray, "user"], k: int) -> Float64[np.ndarray, "user"]:
+    """nDCG at `k` with one relevant item: 1/log2(rank + 2) where it is among the first `k`, else 0."""
+    _check_cutoff(k)
+    return np.where(ranks < k, 1.0 / np.log2(ranks + 2.0), 0.0)
 
 
 def coverage_at_k(ranked: Int[np.ndarray, "user place"], num_items: int, k: int | None = None) -> float:
@@ -228,6 +270,14 @@ def _matches(
             free.remove(values[item])
             hits[place] = 1.0
     return hits
+
+
+def _refuse_not_a_number(scores: Float[np.ndarray, "user item"]) -> None:
+    not_a_number = np.isnan(scores).any(axis=1)
+    if not_a_number.any():
+        raise NumericalError(
+            f"scores: user row {int(not_a_number.argmax())} holds NaN; expected numbers; check the model"
+        )
 
 
 def _check_cutoff(k: int) -> None:

@@ -1,0 +1,144 @@
+"""The tables of the sequential benchmark: which models are judged on which data, and what others have published."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from palate.baselines.item_item import Scorer
+from palate.errors import ConfigError
+from palate.evaluation.sequential.data import SequenceData
+from palate.evaluation.sequential.floors import FLOORS, FloorEntry, choose_floor
+from palate.evaluation.sequential.leave_one_out import Held
+from palate.evaluation.sequential.palate_models import RECIPES
+from palate.recommend.sequence import fit_sequences
+
+
+class Bench(NamedTuple):
+    """All that a model may know before it is judged."""
+
+    data: SequenceData
+    """Its log holds the training events alone."""
+    validation: Held
+    """For the choice of settings and of when to stop."""
+    seed: int
+    say: Callable[[str], None]
+    """Takes a line about the progress."""
+    folder: Path
+    """Takes checkpoints: a run that is started again goes on from them."""
+
+
+class Fitted(NamedTuple):
+    """A model that is ready to be judged."""
+
+    scorer: Scorer
+    settings: Mapping[str, Any]
+    """What was chosen, as plain values."""
+    variants: Mapping[str, Scorer] = {}
+    """Further scorers from the same fit, judged beside it, by what to add to the name."""
+
+
+class ModelEntry(NamedTuple):
+    """One line of the table of models."""
+
+    kind: str
+    """"floor" or "palate"; a Palate model is compared with the best floor."""
+    fit: Callable[[Bench], Fitted]
+    by_chance: bool
+    """Whether the seed changes anything; if not, one fit stands for all seeds."""
+
+
+def _fit_floor(bench: Bench, entry: FloorEntry) -> Fitted:
+    chosen = choose_floor(entry, bench.data.log, bench.validation, bench.data.num_items)
+    return Fitted(chosen.scorer, {"weights": chosen.weights, "decay": chosen.decay})
+
+
+def _fit_palate(bench: Bench) -> Fitted:
+    recipe, held = RECIPES[bench.data.name], bench.validation
+    scorer = fit_sequences(
+        bench.data.log,
+        held.inputs,
+        held.targets,
+        bench.data.num_items,
+        recipe,
+        seed=1000 * bench.seed,
+        folder=bench.folder,
+        say=bench.say,
+    )
+    first = replace(scorer.alone(), members=scorer.members[:1])
+    return Fitted(scorer, scorer.settings, {"sequence model alone": scorer.alone(), "one member alone": first})
+
+
+MODELS: Mapping[str, ModelEntry] = {
+    **{name: ModelEntry("floor", partial(_fit_floor, entry=entry), by_chance=False) for name, entry in FLOORS.items()},
+    "Palate": ModelEntry("palate", _fit_palate, by_chance=True),
+}
+
+
+class Published(NamedTuple):
+    """Figures from a paper or from code that others ran; seen items are removed from the list in most of them."""
+
+    hr: float
+    """HR@10."""
+    ndcg: float
+    """NDCG@10."""
+    target_time: bool = False
+    """The model was shown when the target happened, which no other model here knows: never compared."""
+
+
+class DataEntry(NamedTuple):
+    """One line of the table of data sets."""
+
+    title: str
+    published: Mapping[str, Published]
+
+
+DATASETS: Mapping[str, DataEntry] = {
+    "ml-1m": DataEntry(
+        "MovieLens-1M",
+        {
+            "SASRec, binary cross-entropy": Published(0.250, 0.134),
+            "gSASRec": Published(0.300, 0.173),
+            "HSTU": Published(0.310, 0.172),
+            "SASRec, full cross-entropy": Published(0.315, 0.182),
+            "SASRec, 3,000 negatives": Published(0.316, 0.186),
+            "HSTU-large": Published(0.329, 0.189),
+            "HSTU-large, mixture of logits": Published(0.341, 0.198),
+            "HSTU-large, given the target's time": Published(0.364, 0.216, target_time=True),
+        },
+    ),
+    "beauty": DataEntry(
+        "Amazon 2014 Beauty",
+        {
+            "TIGER": Published(0.065, 0.038),
+            "ActionPiece": Published(0.078, 0.042),
+            "HSTU": Published(0.079, 0.044),
+            "eSASRec": Published(0.093, 0.052),
+            "SASRec, sampled softmax": Published(0.092, 0.053),
+        },
+    ),
+    "sports": DataEntry(
+        "Amazon 2014 Sports and Outdoors",
+        {
+            "TIGER": Published(0.040, 0.023),
+            "SASRec, sampled softmax": Published(0.057, 0.031),
+            "eSASRec": Published(0.056, 0.032),
+        },
+    ),
+    "toys": DataEntry(
+        "Amazon 2014 Toys and Games",
+        {
+            "TIGER": Published(0.071, 0.043),
+            "SASRec, sampled softmax": Published(0.097, 0.058),
+        },
+    ),
+}
+
+
+def find_models(names: Sequence[str] | None) -> Mapping[str, ModelEntry]:
+    """Look models up in the table, all of them by default; ConfigError where one is not there."""
+    for name in names or ():
+        if name not in MODELS:
+            raise ConfigError(f"model is {name!r}; choose from: {'; '.join(MODELS)}")
+    return MODELS if names is None else {name: MODELS[name] for name in names}

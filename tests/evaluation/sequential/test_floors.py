@@ -1,0 +1,116 @@
+"""Each floor against a slow, obvious computation, and on worlds whose answer is planted."""
+
+import numpy as np
+import pytest
+
+from palate.baselines.ease import EASEConfig, fit_ease
+from palate.baselines.item_item import (
+    co_occurrences,
+    ease_weights,
+    item_item_scorer,
+    neighbour_weights,
+    transition_weights,
+)
+from palate.data.event_log import EventLog, from_sequences
+from palate.evaluation.sequential.floors import FLOORS, FloorEntry, choose_floor
+from palate.evaluation.sequential.leave_one_out import figures, leave_one_out, rank_targets
+
+NUM_ITEMS = 15
+
+
+def random_log(seed: int = 0) -> EventLog:
+    rng = np.random.default_rng(seed)
+    return from_sequences([rng.permutation(NUM_ITEMS)[: rng.integers(0, 10)] for _ in range(60)])
+
+
+def purchases(log: EventLog) -> np.ndarray:
+    matrix = np.zeros((log.num_users, NUM_ITEMS), np.float32)
+    for user in range(log.num_users):
+        matrix[user, log.items[log.offsets[user] : log.offsets[user + 1]]] = 1
+    return matrix
+
+
+def test_co_occurrences_count_people() -> None:
+    log = from_sequences([[0, 1, 0], [1, 2], []])
+    assert co_occurrences(log, 3).tolist() == [[1, 1, 0], [1, 2, 1], [0, 1, 1]]
+    assert co_occurrences(log, 3).flags.c_contiguous
+
+
+def test_ease_is_the_inverse_of_the_paper() -> None:
+    log = random_log()
+    matrix = purchases(log).astype(np.float64)
+    inverse = np.linalg.inv(matrix.T @ matrix + 50 * np.eye(NUM_ITEMS))
+    expected = -inverse / np.diag(inverse)
+    np.fill_diagonal(expected, 0)
+    np.testing.assert_allclose(ease_weights(log, NUM_ITEMS, 50.0), expected, atol=1e-5)
+
+
+def test_ease_without_decay_ranks_as_the_other_ease() -> None:
+    log = random_log()
+    supports = [np.array([1, 5, 7]), np.array([3])]
+    expected = fit_ease(purchases(log), EASEConfig(50.0))(supports)
+    zeros = np.zeros(NUM_ITEMS, np.float32)
+    found = item_item_scorer(ease_weights(log, NUM_ITEMS, 50.0), 1.0, zeros)(from_sequences(supports))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_neighbours_are_shrunk_cosines() -> None:
+    log = random_log()
+    counts = purchases(log).T @ purchases(log)
+    weights = neighbour_weights(log, NUM_ITEMS, 3.0)
+    for one in range(NUM_ITEMS):
+        for other in range(NUM_ITEMS):
+            norm = np.sqrt(counts[one, one] * counts[other, other])
+            expected = 0 if one == other else counts[one, other] / (norm + 3)
+            assert weights[one, other] == pytest.approx(expected, rel=1e-5)
+
+
+def test_transitions_stay_within_a_person() -> None:
+    log = from_sequences([[0, 1, 2], [], [0, 1], [0, 3]])
+    expected = np.zeros((4, 4))
+    expected[0, 1], expected[0, 3], expected[1, 2] = 2 / 3, 1 / 3, 1
+    np.testing.assert_allclose(transition_weights(log, 4), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.6, 1.0])
+def test_scores_weigh_events_by_age(decay: float) -> None:
+    rng = np.random.default_rng(1)
+    weights = rng.random((NUM_ITEMS, NUM_ITEMS)).astype(np.float32)
+    rows = [[3, 1, 4], [9], []]
+    scores = item_item_scorer(weights, decay, np.zeros(NUM_ITEMS, np.float32))(from_sequences(rows))
+    for row, items in enumerate(rows):
+        expected = np.zeros(NUM_ITEMS)
+        for age, item in enumerate(reversed(items)):
+            expected += decay**age * weights[item]
+        np.testing.assert_allclose(scores[row], expected, rtol=1e-5)
+
+
+def test_popularity_orders_what_nothing_is_known_of() -> None:
+    popularity = np.array([0.1, 0.3, 0.2], np.float32)
+    scores = item_item_scorer(np.zeros((3, 3), np.float32), 1.0, popularity)(from_sequences([[0], []]))
+    assert np.argsort(-scores, axis=1).tolist() == [[1, 2, 0], [1, 2, 0]]
+
+
+def test_a_chain_of_items_is_found_by_every_floor_that_reads_order() -> None:
+    rng = np.random.default_rng(0)
+    starts = rng.integers(0, 40, 300)
+    log = from_sequences([(start + np.arange(6)) % 40 for start in starts])
+    split = leave_one_out(log)
+    found = {}
+    for name, entry in FLOORS.items():
+        chosen = choose_floor(entry, split.training, split.validation, 40)
+        found[name] = float(figures(rank_targets(chosen.scorer, split.test, 40).removed)["hr@5"].mean())
+    assert found.pop("popularity") < 0.5
+    assert min(found.values()) > 0.95, found
+
+
+def test_the_best_setting_on_validation_is_chosen() -> None:
+    rng = np.random.default_rng(0)
+    split = leave_one_out(from_sequences([(start + np.arange(6)) % 40 for start in rng.integers(0, 40, 200)]))
+    noise = rng.random((40, 40)).astype(np.float32)
+    entry = FloorEntry({"noise": lambda log, size: noise, "chain": transition_weights}, (1.0, 0.0))
+    chosen = choose_floor(entry, split.training, split.validation, 40)
+    assert chosen.weights == "chain"
+    assert chosen.trials["chain", chosen.decay] == max(chosen.trials.values()) == 1.0
+    assert max(chosen.trials["noise", decay] for decay in entry.decays) < 0.5
+    assert len(chosen.trials) == 4
