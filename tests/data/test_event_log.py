@@ -17,7 +17,9 @@ def as_lists(log: EventLog) -> list[list[int]]:
 def timed() -> EventLog:
     log = from_sequences(SEQUENCES)
     times = np.arange(len(log)) * 10.0
-    return EventLog(log.items, log.offsets, times, np.arange(len(log)).astype(np.uint8), times.astype(np.float32))
+    profiles = np.arange(8, dtype=np.float32).reshape(4, 2)
+    kinds = np.arange(len(log)).astype(np.uint8)
+    return EventLog(log.items, log.offsets, times, kinds, times.astype(np.float32), profiles)
 
 
 def test_sequences_come_back() -> None:
@@ -35,6 +37,10 @@ def test_take_cut_and_recent_keep_columns_in_step() -> None:
         np.testing.assert_array_equal(part.seconds, part.values)
         np.testing.assert_array_equal(part.seconds, part.kinds * 10.0)
         np.testing.assert_array_equal(part.items, log.items[part.kinds])
+    taken = log.take([2, 0, 2]).profiles
+    assert taken is not None
+    assert taken[:, 0].tolist() == [4, 0, 4]
+    assert np.array_equal(log.cut(1).profiles, log.profiles)  # type: ignore[arg-type]
     assert as_lists(log.take([2, 0, 2])) == [[5, 5], [3, 1, 2], [5, 5]]
     assert as_lists(log.cut(1)) == [[3, 1], [], [5], []]
     assert as_lists(log.cut(np.array([0, 1, 2, 0]))) == [[3, 1, 2], [], [], [0]]
@@ -56,7 +62,7 @@ def test_a_folder_gives_back_what_was_written(log: EventLog, tmp_path: Path) -> 
     write_events(log, tmp_path / "log")
     read = open_events(tmp_path / "log")
     assert as_lists(read) == as_lists(log)
-    for name in ("seconds", "kinds", "values"):
+    for name in ("seconds", "kinds", "values", "profiles"):
         wanted, found = getattr(log, name), getattr(read, name)
         assert (wanted is None) == (found is None)
         if wanted is not None:
@@ -82,3 +88,5 @@ def test_columns_that_do_not_fit_are_refused() -> None:
         EventLog(items, np.array([0, 2, 1, 3]))
     with pytest.raises(DataError, match="2 seconds for 3 items"):
         EventLog(items, np.array([0, 3]), np.zeros(2))
+    with pytest.raises(DataError, match="3 profiles for 1 people"):
+        EventLog(items, np.array([0, 3]), profiles=np.zeros((3, 2), np.float32))

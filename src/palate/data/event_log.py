@@ -38,6 +38,8 @@ class EventLog:
     """Class of each event, such as view or purchase; what the numbers mean is the source's."""
     values: Float32[np.ndarray, "_"] | None = None
     """Rating or weight of each event."""
+    profiles: Float32[np.ndarray, "_ profile"] | None = None
+    """What is known of each person, a row each."""
 
     def __post_init__(self) -> None:
         if len(self.offsets) == 0 or self.offsets[0] != 0 or self.offsets[-1] != len(self.items):
@@ -51,6 +53,8 @@ class EventLog:
             column = getattr(self, name)
             if column is not None and len(column) != len(self.items):
                 raise DataError(f"events: {len(column):,} {name} for {len(self.items):,} items; give one an event")
+        if self.profiles is not None and len(self.profiles) != self.num_users:
+            raise DataError(f"events: {len(self.profiles):,} profiles for {self.num_users:,} people; give one a person")
 
     @property
     def num_users(self) -> int:
@@ -67,19 +71,25 @@ class EventLog:
     def take(self, users: Sequence[int] | Int64[np.ndarray, "chosen"]) -> "EventLog":
         """The events of some people, in the order asked for."""
         chosen = np.asarray(users, np.int64)
-        return self._gather(self.offsets[chosen], self.offsets[chosen + 1])
+        profiles = None if self.profiles is None else self.profiles[chosen]
+        return self._gather(self.offsets[chosen], self.offsets[chosen + 1], profiles)
 
     def cut(self, drop: int | Int64[np.ndarray, "user"]) -> "EventLog":
         """Everyone without their last `drop` events; who has fewer has none left."""
         starts = self.offsets[:-1]
-        return self._gather(starts, np.maximum(self.offsets[1:] - drop, starts))
+        return self._gather(starts, np.maximum(self.offsets[1:] - drop, starts), self.profiles)
 
     def recent(self, length: int) -> "EventLog":
         """Everyone's `length` most recent events."""
         stops = self.offsets[1:]
-        return self._gather(np.maximum(stops - length, self.offsets[:-1]), stops)
+        return self._gather(np.maximum(stops - length, self.offsets[:-1]), stops, self.profiles)
 
-    def _gather(self, starts: Int64[np.ndarray, "row"], stops: Int64[np.ndarray, "row"]) -> "EventLog":
+    def _gather(
+        self,
+        starts: Int64[np.ndarray, "row"],
+        stops: Int64[np.ndarray, "row"],
+        profiles: Float32[np.ndarray, "row profile"] | None,
+    ) -> "EventLog":
         lengths = stops - starts
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         # Places of all kept events: each row's start, repeated, plus a count that starts anew in each row.
@@ -89,7 +99,7 @@ class EventLog:
             return None if column is None else column[places]
 
         return EventLog(
-            np.asarray(self.items[places]), offsets, pick(self.seconds), pick(self.kinds), pick(self.values)
+            np.asarray(self.items[places]), offsets, pick(self.seconds), pick(self.kinds), pick(self.values), profiles
         )
 
 
@@ -121,7 +131,17 @@ def write_events(log: EventLog, folder: Path) -> None:
         present = [name for name in _COLUMNS if getattr(log, name) is not None]
         for name in present:
             getattr(log, name).astype(_COLUMNS[name]).tofile(folder / f"{name}.bin")
-        page = {"format": _FORMAT, "num_events": len(log), "num_users": log.num_users, "columns": present}
+        width = None
+        if log.profiles is not None:
+            width = log.profiles.shape[1]
+            log.profiles.astype("<f4").tofile(folder / "profiles.bin")
+        page = {
+            "format": _FORMAT,
+            "num_events": len(log),
+            "num_users": log.num_users,
+            "columns": present,
+            "profile_features": width,
+        }
         temporary = folder / "events.json.tmp"
         temporary.write_text(json.dumps(page, indent=1), encoding="utf-8")
         temporary.replace(folder / "events.json")
@@ -142,9 +162,12 @@ def open_events(folder: Path) -> EventLog:
         if page["format"] != _FORMAT:
             raise DataError(f"{folder}: format {page['format']!r}; this version reads {_FORMAT!r}; write it again")
         sizes = {"offsets": page["num_users"] + 1} | dict.fromkeys(page["columns"], page["num_events"])
+        width = page["profile_features"]
+        if width is not None:
+            sizes["profiles"] = page["num_users"] * width
         columns = {}
         for name, size in sizes.items():
-            kind = np.dtype("<i8" if name == "offsets" else _COLUMNS[name])
+            kind = np.dtype({**_COLUMNS, "offsets": "<i8", "profiles": "<f4"}[name])
             path = folder / f"{name}.bin"
             if path.stat().st_size != size * kind.itemsize:
                 raise DataError(
@@ -152,6 +175,8 @@ def open_events(folder: Path) -> EventLog:
                 )
             # An empty file cannot be mapped.
             columns[name] = np.memmap(path, kind, "r") if size else np.zeros(0, kind)
+        if width is not None:
+            columns["profiles"] = columns["profiles"].reshape(page["num_users"], width)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{folder}: no complete event log ({reason}); write it with write_events") from None
