@@ -150,10 +150,12 @@ def fit_sequences(
         evidence.append(scorer)
         settings[one.kind] = chosen
         say(f"{one.kind}: {chosen}")
-    members = tuple(
+    trained = [
         _train_member(training, num_items, config, seed + place, content, folder, partial(say_member, say, place))
         for place in range(config.num_members)
-    )
+    ]
+    members = tuple(model for model, _ in trained)
+    settings["training CPU seconds of each member"] = [round(seconds, 1) for _, seconds in trained]
     weights = _stack(members, evidence, judged, goals)
     settings["weights"] = [round(value, 3) for value in weights.tolist()]
     say(f"weights {settings['weights']}")
@@ -173,11 +175,12 @@ def _train_member(
     content: Float[Tensor, "item content"] | None,
     folder: Path | None,
     say: Callable[[str], None],
-) -> SequenceModel:
+) -> tuple[SequenceModel, float]:
+    """A trained member and the CPU seconds that it took, over all resumes."""
     torch.manual_seed(seed)
     counts = torch.from_numpy(np.bincount(log.items, minlength=num_items))
     model = SequenceModel(config.model, Catalogue(counts, content))
-    train(
+    result = train(
         model,
         BatchSource(log, config.batches),
         config.training,
@@ -185,7 +188,7 @@ def _train_member(
         folder=None if folder is None else folder / f"member-{seed}",
         on_epoch=lambda record: say(f"epoch {record.epoch}, loss {record.loss:.4f}, {record.cpu_seconds:.0f} CPU s"),
     )
-    return model.eval()
+    return model.eval(), sum(record.cpu_seconds for record in result.history)
 
 
 def _choose(

@@ -1,7 +1,9 @@
 """Run the sequential benchmark on a data set: fit each model, judge it on the test items, compare with the floor."""
 
+import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -35,6 +37,7 @@ def run_sequential(
     *,
     models: Sequence[str] | None = None,
     num_seeds: int = 1,
+    workers: int = 1,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Run models on one data set; return the figures of all models that `out` holds, from earlier runs too.
@@ -45,7 +48,9 @@ def run_sequential(
         out: takes a file for each model and seed; one of the same name is replaced.
         models: names in `MODELS`; by default all of them. With none (an empty list) earlier runs are put together.
         num_seeds: how often a model that depends on chance is trained.
-        say: takes lines about the progress.
+        workers: processes side by side, a model and seed each, one thread each; a script that asks for more than one
+            must be guarded by `if __name__ == "__main__"`.
+        say: takes lines about the progress; with several workers, one when each is done.
 
     Raises:
         ConfigError: an unknown data set or model, no seed, or nothing to put together.
@@ -55,23 +60,39 @@ def run_sequential(
     chosen = find_models(models)
     if num_seeds < 1:
         raise ConfigError(f"the number of seeds is {num_seeds}; expected at least 1")
+    jobs = [(label, seed) for label, entry in chosen.items() for seed in range(num_seeds if entry.by_chance else 1)]
+    data = open_sequences(name, folder)
+    if min(workers, len(jobs)) > 1:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+            futures = {pool.submit(_judge_job, name, folder, out, *job): job for job in jobs}
+            for future in as_completed(futures):
+                future.result()
+                say(f"{name}: {futures[future][0]}, seed {futures[future][1]}: done")
+    else:
+        for label, seed in jobs:
+            say(f"{name}: {label}, seed {seed}")
+            _judge_job(name, folder, out, label, seed, say)
+    found = read_judged(out, name)
+    if not found:
+        raise ConfigError(f"models: none is named and {out / name} holds none; name at least one")
+    return summarise(data, found)
+
+
+def _judge_job(
+    name: str, folder: Path, out: Path, label: str, seed: int, say: Callable[[str], None] = lambda line: None
+) -> None:
+    """Fit and judge one model with one seed, on one thread, and keep what came of it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with threadpool_limits(1):  # NumPy's own threads
             data = open_sequences(name, folder)
             split = leave_one_out(data.log)
-            for label, entry in chosen.items():
-                for seed in range(num_seeds if entry.by_chance else 1):
-                    say(f"{name}: {label}, seed {seed}")
-                    for judged in judge(label, entry, data, split, seed, say, out / "checkpoints" / name):
-                        write_judged(judged, out)
+            for judged in judge(label, MODELS[label], data, split, seed, say, out / "checkpoints" / name):
+                write_judged(judged, out)
     finally:
         torch.set_num_threads(threads)
-    found = read_judged(out, name)
-    if not found:
-        raise ConfigError(f"models: none is named and {out / name} holds none; name at least one")
-    return summarise(data, found)
 
 
 def judge(
