@@ -74,6 +74,8 @@ class SequenceConfig:
     """How a member is trained."""
     num_members: int = 2
     """Members trained from different seeds."""
+    profiles: bool = False
+    """Whether members read what the log says of people."""
     evidence: tuple[EvidenceConfig, ...] = (
         EvidenceConfig("ease"),
         EvidenceConfig("neighbours", (10.0, 100.0)),
@@ -135,7 +137,7 @@ def fit_sequences(
         say: takes lines about the progress.
 
     Raises:
-        DataError: nobody to validate on, or too little to train on.
+        DataError: nobody to validate on, too little to train on, or a log without what members should read.
         NumericalError: a loss became NaN or infinite.
     """
     if validation.num_users == 0 or validation.num_users != len(targets):
@@ -179,7 +181,10 @@ def _train_member(
     """A trained member and the CPU seconds that it took, over all resumes."""
     torch.manual_seed(seed)
     counts = torch.from_numpy(np.bincount(log.items, minlength=num_items))
-    model = SequenceModel(config.model, Catalogue(counts, content))
+    if config.profiles and log.profiles is None:
+        raise DataError("sequences: sequence.profiles is on and the log has no profiles; give them or turn it off")
+    width = log.profiles.shape[1] if config.profiles and log.profiles is not None else 0
+    model = SequenceModel(config.model, Catalogue(counts, content), width)
     result = train(
         model,
         BatchSource(log, config.batches),

@@ -50,8 +50,8 @@ def test_movielens(folder: Path) -> None:
     assert data.item_texts == ("", "Tootsie (1982). Comedy. An actor.", "Heat (1995). Action, Crime. A thief.")
     assert data.item_attributes is not None
     assert data.item_attributes.tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 1]]
-    assert data.user_profiles is not None
-    male_student, woman = data.user_profiles
+    assert data.log.profiles is not None
+    male_student, woman = data.log.profiles
     assert np.flatnonzero(male_student).tolist() == [1, 2, 9]
     assert np.flatnonzero(woman).tolist() == [0, 4, 29]
 
@@ -63,7 +63,7 @@ def test_amazon(folder: Path) -> None:
     assert data.log.offsets.tolist() == [0, 3, 5]
     assert data.item_attributes is not None
     assert data.item_attributes.tolist() == [[1, 1], [0, 0], [0, 1]]
-    assert (data.item_texts, data.user_profiles) == (None, None)
+    assert (data.item_texts, data.log.profiles) == (None, None)
 
 
 @pytest.mark.parametrize("name", sorted(SEQUENCE_DATA))

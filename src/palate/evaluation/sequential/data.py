@@ -37,8 +37,6 @@ class SequenceData:
     """A few sentences on each item: title, genres, plot."""
     item_attributes: Float32[np.ndarray, "item feature"] | None = None
     """1 where an item has an attribute (a genre, a brand, a category), else 0."""
-    user_profiles: Float32[np.ndarray, "user profile"] | None = None
-    """What people said of themselves, as indicators: gender, age bracket, occupation."""
 
     @property
     def num_items(self) -> int:
@@ -49,7 +47,8 @@ class SequenceData:
 def open_movielens(folder: Path) -> SequenceData:
     """Read `movielens-1m/`: `sequences.parquet`, `items.parquet` and `users.parquet`.
 
-    The events carry stars (1 to 5) as `values`; ten that the source lacks are given the commonest rating, 4. The source
+    The events carry stars (1 to 5) as `values`, and people what they said of themselves as `profiles`, indicators of
+    gender, age bracket and occupation; ten that the source lacks are given the commonest rating, 4. The source
     also lacks the second-last event of 23 people (their validation target is the one before) and guesses that of
     22: no test target is touched, but figures may differ from those of the complete data in the third digit. A film
     that `items.parquet` lacks (there is one) has an empty text and no genre.
@@ -71,16 +70,6 @@ def open_movielens(folder: Path) -> SequenceData:
         raise DataError(f"{base}: no event, or events of people that users.parquet lacks; {_GET_DATA}")
     users = events["user_id"].to_numpy()
     starts = np.flatnonzero(np.diff(users, prepend=users[0] - 1))
-    log = EventLog(
-        items=np.searchsorted(films["item_id"].to_numpy(), events["item_id"].to_numpy()).astype(np.int32),
-        offsets=np.append(starts, len(events)).astype(np.int64),
-        values=events["rating"].cast(pl.Float32).fill_null(_COMMONEST_RATING).to_numpy(),
-    )
-    genres = [[genre.strip() for genre in row.split("|") if genre.strip()] for row in films["genres"]]
-    texts = tuple(
-        f"{title}. {', '.join(row)}. {plot}" if title else ""
-        for title, row, plot in zip(films["title"], genres, films["plot"], strict=True)
-    )
     profiles = np.concatenate(
         [
             people["gender"].to_numpy()[:, None] == np.array(["F", "M"]),
@@ -89,9 +78,18 @@ def open_movielens(folder: Path) -> SequenceData:
         ],
         axis=1,
     ).astype(np.float32)
-    return SequenceData(
-        "ml-1m", log, tuple(map(str, films["item_id"])), texts, _indicators(genres), user_profiles=profiles
+    log = EventLog(
+        items=np.searchsorted(films["item_id"].to_numpy(), events["item_id"].to_numpy()).astype(np.int32),
+        offsets=np.append(starts, len(events)).astype(np.int64),
+        values=events["rating"].cast(pl.Float32).fill_null(_COMMONEST_RATING).to_numpy(),
+        profiles=profiles,
     )
+    genres = [[genre.strip() for genre in row.split("|") if genre.strip()] for row in films["genres"]]
+    texts = tuple(
+        f"{title}. {', '.join(row)}. {plot}" if title else ""
+        for title, row, plot in zip(films["title"], genres, films["plot"], strict=True)
+    )
+    return SequenceData("ml-1m", log, tuple(map(str, films["item_id"])), texts, _indicators(genres))
 
 
 def open_amazon(folder: Path, name: str, file: str) -> SequenceData:

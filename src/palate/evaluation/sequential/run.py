@@ -89,7 +89,7 @@ def _judge_job(
         with threadpool_limits(1):  # NumPy's own threads
             data = open_sequences(name, folder)
             split = leave_one_out(data.log)
-            for judged in judge(label, MODELS[label], data, split, seed, say, out / "checkpoints" / name):
+            for judged in judge(label, find_models([label])[label], data, split, seed, say, out / "checkpoints" / name):
                 write_judged(judged, out)
     finally:
         torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ from palate.errors import ConfigError
 from palate.evaluation.sequential.data import SequenceData
 from palate.evaluation.sequential.floors import FLOORS, FloorEntry, choose_floor
 from palate.evaluation.sequential.leave_one_out import Held
-from palate.evaluation.sequential.palate_models import RECIPES
+from palate.evaluation.sequential.palate_models import RECIPES, content_of, with_content
 from palate.recommend.sequence import fit_sequences
 
 
@@ -54,8 +54,11 @@ def _fit_floor(bench: Bench, entry: FloorEntry) -> Fitted:
     return Fitted(chosen.scorer, {"weights": chosen.weights, "decay": chosen.decay})
 
 
-def _fit_palate(bench: Bench) -> Fitted:
+def _fit_palate(bench: Bench, informed: bool) -> Fitted:
     recipe, held = RECIPES[bench.data.name], bench.validation
+    content = None
+    if informed:
+        recipe, content = with_content(recipe, bench.data), content_of(bench.data)
     scorer = fit_sequences(
         bench.data.log,
         held.inputs,
@@ -63,7 +66,8 @@ def _fit_palate(bench: Bench) -> Fitted:
         bench.data.num_items,
         recipe,
         seed=1000 * bench.seed,
-        folder=bench.folder,
+        content=content,
+        folder=bench.folder / ("informed" if informed else "ids"),
         say=bench.say,
     )
     first = replace(scorer.alone(), members=scorer.members[:1])
@@ -72,7 +76,8 @@ def _fit_palate(bench: Bench) -> Fitted:
 
 MODELS: Mapping[str, ModelEntry] = {
     **{name: ModelEntry("floor", partial(_fit_floor, entry=entry), by_chance=False) for name, entry in FLOORS.items()},
-    "Palate": ModelEntry("palate", _fit_palate, by_chance=True),
+    "Palate": ModelEntry("palate", partial(_fit_palate, informed=False), by_chance=True),
+    "Palate with content": ModelEntry("palate", partial(_fit_palate, informed=True), by_chance=True),
 }
 
 
