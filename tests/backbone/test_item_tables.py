@@ -18,6 +18,7 @@ from palate.errors import ConfigError, DataError
 NUM_ITEMS, DIM, LARGER = 500, 16, 700
 CONFIGS = {
     "full": ItemTableConfig(),
+    "sharded": ItemTableConfig("sharded"),
     "quotient": ItemTableConfig("quotient", compression=4),
     "hashed": ItemTableConfig("hashed", compression=4),
     "semantic": ItemTableConfig("semantic", compression=4, num_hashes=1),
@@ -303,7 +304,7 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"kind": "other"}, "choose one of: full, quotient, hashed, semantic"),
+            ({"kind": "other"}, "choose one of: full, sharded, quotient, hashed, semantic"),
             ({"compression": 4}, "compression is 4, which kind full does not read"),
             ({"kind": "quotient"}, "compression is 1; for kind quotient it must be at least 2"),
             ({"kind": "quotient", "compression": 4, "num_hashes": 3}, "num_hashes is 3, which kind quotient"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from palate.backbone.semantic_ids import Codes
+from palate.backbone.sharded_table import ShardedTable
 from palate.backbone.table_kinds import (
     FullTable,
     HashedTable,
@@ -26,9 +27,10 @@ class ItemTableConfig:
     """How item ids become vectors. A setting that the kind does not read must stay at its default."""
 
     kind: str = "full"
-    """A line of `ITEM_TABLES`: full, quotient, hashed or semantic."""
+    """A line of `ITEM_TABLES`: full, sharded (full, its rows spread over workers), quotient, hashed or semantic."""
     compression: int = 1
-    """Parameters of a full table over those of this one, at the least; 1 for full, 2 or more for the others."""
+    """Parameters of a full table over those of this one, at the least; 1 for full and sharded, 2 or more for the
+    others."""
     num_hashes: int = 2
     """Bucket rows that are mixed into an item's vector, for hashed and semantic; 0 leaves a semantic table its codes
     alone."""
@@ -116,8 +118,13 @@ def _build_semantic(config: ItemTableConfig, num_items: int, dim: int, codes: Co
     return SemanticTable(codes, dim, num_buckets, config.num_hashes, config.seed)
 
 
+def _build_sharded(config: ItemTableConfig, num_items: int, dim: int, codes: Codes | None) -> ShardedTable:
+    return ShardedTable(num_items, dim, dim**-0.5)
+
+
 ITEM_TABLES: Mapping[str, ItemTableEntry] = {
     "full": ItemTableEntry(_build_full, frozenset()),
+    "sharded": ItemTableEntry(_build_sharded, frozenset()),
     "quotient": ItemTableEntry(_build_quotient, frozenset({"compression"})),
     "hashed": ItemTableEntry(_build_hashed, frozenset({"compression", "num_hashes", "seed"})),
     "semantic": ItemTableEntry(_build_semantic, frozenset({"compression", "num_hashes", "seed"}), True, 0),

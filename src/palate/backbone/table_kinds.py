@@ -68,7 +68,7 @@ class FullTable(ItemTable):
 
     def grow(self, num_items: int, codes: Codes | None = None) -> "FullTable":
         """A table for a larger catalogue; new rows are zero."""
-        _check_growth(self.num_items, num_items, codes)
+        check_growth(self.num_items, num_items, codes)
         larger = _skeleton(lambda: FullTable(num_items, self.dim))
         larger.weight = _extend(self.weight, num_items)
         return larger
@@ -104,7 +104,7 @@ class QuotientTable(ItemTable):
 
         New items that fall under the last quotient the table has begin at that row's product, not at zero.
         """
-        _check_growth(self.num_items, num_items, codes)
+        check_growth(self.num_items, num_items, codes)
         rows = len(self.remainders)
         larger = _skeleton(lambda: QuotientTable(num_items, self.dim, rows))
         larger.remainders = _extend(self.remainders, rows)
@@ -139,7 +139,7 @@ class HashedTable(ItemTable):
 
     def grow(self, num_items: int, codes: Codes | None = None) -> "HashedTable":
         """A table for a larger catalogue with the same buckets; importance weights of new items are zero."""
-        _check_growth(self.num_items, num_items, codes)
+        check_growth(self.num_items, num_items, codes)
         larger = _skeleton(lambda: HashedTable(num_items, self.dim, self.num_buckets, self.num_hashes, self.seed))
         larger.buckets = _extend(self.buckets, self.num_buckets)
         larger.importance = _extend(self.importance, num_items)
@@ -179,7 +179,7 @@ class SemanticTable(ItemTable):
 
     def grow(self, num_items: int, codes: Codes | None = None) -> "SemanticTable":
         """A table for a larger catalogue; new items are what their codes say, and new codes of the last level zero."""
-        _check_growth(self.num_items, num_items, codes, needed=True)
+        check_growth(self.num_items, num_items, codes, needed=True)
         assert codes is not None
         if codes.sizes[:-1] != self.sizes[:-1] or codes.sizes[-1] < self.sizes[-1]:
             raise DataError(
@@ -195,7 +195,8 @@ class SemanticTable(ItemTable):
         return larger
 
 
-def _check_growth(now: int, num_items: int, codes: Codes | None, *, needed: bool = False) -> None:
+def check_growth(now: int, num_items: int, codes: Codes | None, *, needed: bool = False) -> None:
+    """ConfigError for a catalogue that shrinks, and as `check_codes`."""
     if num_items < now:
         raise ConfigError(f"item table: it has {now} items and cannot grow to {num_items}; give at least as many")
     check_codes(num_items, codes, needed)
