@@ -3,9 +3,9 @@
 import ast
 import inspect
 import sys
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from typer.main import get_command
 
@@ -44,10 +44,10 @@ def configuration() -> str:
         "Written by `make docs` from the settings' own docstrings. `palate config` prints an",
     ]
     parts += ["example file. A setting that is left out keeps its default.", ""]
-    tables: list[tuple[str, type[Any]]] = [("", Config)]
+    tables: list[tuple[str, Any]] = [("", Config())]
     while tables:
         prefix, table = tables.pop(0)
-        hints, notes = get_type_hints(table), _docstrings(table)
+        notes = _docstrings(type(table))
         parts += [
             f"## [{prefix}]" if prefix else "## Top level",
             "",
@@ -55,10 +55,10 @@ def configuration() -> str:
             "|---|---|---|",
         ]
         for setting in fields(table):
-            if is_dataclass(hints[setting.name]):
-                tables.append((setting.name, hints[setting.name]))  # type: ignore[arg-type]
+            default = getattr(table, setting.name)
+            if is_dataclass(default):
+                tables.append((f"{prefix}.{setting.name}" if prefix else setting.name, default))
                 continue
-            default = setting.default_factory() if setting.default is MISSING else setting.default  # type: ignore[misc]
             parts.append(f"| `{setting.name}` | `{default!r}` | {notes.get(setting.name, '')} |")
         parts.append("")
     parts += [

@@ -9,8 +9,10 @@ import polars as pl
 import pytest
 import torch
 
-from palate.backbone.pretraining import PretrainingConfig
-from palate.backbone.transformer import BackboneConfig
+from palate.backbone.batches import BatchConfig
+from palate.backbone.next_item import LossConfig
+from palate.backbone.sequence_model import SequenceModelConfig
+from palate.backbone.training_config import TrainingConfig
 from palate.config import Config, EvaluationConfig
 from palate.data.catalog import Catalog, Profiles
 from palate.data.dataset import Dataset
@@ -93,8 +95,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return Config(
         text=TextConfig(cache_dir=str(tmp_path_factory.mktemp("texts"))),
         attributes=AttributeConfig(numeric="log-standard"),
-        backbone=BackboneConfig(dim=16, num_layers=1, num_heads=2, max_events=16, dropout=0.1),
-        pretraining=PretrainingConfig(num_epochs=4, batch_size=16, learning_rate=5e-3, warmup_steps=5),
+        model=SequenceModelConfig(
+            dim=16, num_layers=1, max_events=16, dropout=0.1, id_dropout=0.1, loss=LossConfig(distinct=True)
+        ),
+        batches=BatchConfig(max_events=16, tokens=256, window=8, decay=0.6, even_start=True, first_tile=True),
+        training=TrainingConfig(num_epochs=4, learning_rate=5e-3, warmup_steps=5, precision="bfloat16"),
         evidence=EvidenceConfig(rank=24, content_dim=16, shrink=5.0),
         meta=MetaConfig(
             support_sizes=(0, 1, 3, 5), min_items=8, min_query=3, num_steps=20, batch_size=16, validate_every=10

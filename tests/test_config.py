@@ -14,7 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palate.backbone.transformer import BackboneConfig
+from palate.backbone.item_tables import ItemTableConfig
+from palate.backbone.next_item import LossConfig
+from palate.backbone.sequence_model import SequenceModelConfig
+from palate.backbone.training_config import TrainingConfig
 from palate.config import Config, DataConfig, EvaluationConfig, read_config
 from palate.encoders.text import TextConfig
 from palate.errors import ConfigError, DataError
@@ -45,7 +48,14 @@ CHANGED = Config(
     negative_events=("return",),
     data=DataConfig(interactions="events.csv", items="items.csv", columns={"sku": "item_id"}),
     text=TextConfig(max_length=16, pooling="cls", normalise=False),
-    backbone=BackboneConfig(dim=32, dropout=0.0),
+    num_members=1,
+    model=SequenceModelConfig(
+        dim=32,
+        loss=LossConfig("sampled", num_negatives=64),
+        item_table=ItemTableConfig("hashed", compression=4),
+        heads={"dwell": 0.5},
+    ),
+    training=TrainingConfig(max_steps=7, betas=(0.8, 0.9), freeze=("items",)),
     meta=MetaConfig(learner="anil", support_sizes=(0, 4)),
     evaluation=EvaluationConfig(cut="2024-05-01", support_sizes=(0, 4), min_items=6),
 )
@@ -70,7 +80,7 @@ def test_any_settings_survive_json(seed: int, sizes: set[int], dropout: float, c
     config = Config(
         seed=seed,
         data=DataConfig(columns=columns),
-        backbone=BackboneConfig(dropout=dropout),
+        model=SequenceModelConfig(dropout=dropout),
         evaluation=EvaluationConfig(support_sizes=tuple(sorted(sizes))),
     )
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -80,6 +90,16 @@ def test_what_is_left_out_keeps_its_default(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("seed = 3\n[meta]\nnum_steps = 5\n")
     assert read_config(file) == replace(Config(), seed=3, meta=MetaConfig(num_steps=5))
+    # What a table leaves out keeps the default of the whole, which need not be that of the table's own class.
+    file.write_text("[model]\ndim = 8\n[attributes]\nmin_count = 2\n[training]\nbetas = [0, 0.5]")
+    expected = replace(
+        Config(),
+        model=replace(Config().model, dim=8),
+        attributes=replace(Config().attributes, min_count=2),
+        training=replace(Config().training, betas=(0.0, 0.5)),
+    )
+    assert read_config(file) == expected
+    assert expected.model.max_events != SequenceModelConfig().max_events
     assert Config.from_dict({}) == Config()
 
 
@@ -94,7 +114,7 @@ def test_whole_numbers_are_numbers() -> None:
     [
         ("sed = 1", "unknown setting sed; did you mean seed?"),
         ("[meta]\nsuport_sizes = [1]", "unknown setting meta.suport_sizes; did you mean meta.support_sizes?"),
-        ("[backbone]\nxyzzy = 1", "unknown setting backbone.xyzzy; known here: dim, num_layers"),
+        ("[model]\nxyzzy = 1", "unknown setting model.xyzzy; known here: dim, num_layers"),
         ("[evalation]\nk = 1", "unknown setting evalation; did you mean evaluation?"),
     ],
 )
@@ -110,7 +130,12 @@ def test_an_unknown_setting_names_the_nearest(tmp_path: Path, toml: str, said: s
         ('seed = "1"', "seed is '1'; expected int"),
         ("seed = []", "seed is []; expected int"),
         ("seed = {}", "seed is a table; expected int"),
-        ("backbone = 3", "backbone is 3; expected a table [backbone]"),
+        ("model = 3", "model is 3; expected a table [model]"),
+        ("[model]\nloss = 3", "model.loss is 3; expected a table [model.loss]"),
+        ("[model.loss]\nkind = 3", "model.loss.kind is 3; expected str"),
+        ('[model.heads]\ndwell = "much"', "model.heads is {'dwell': 'much'}; expected numbers"),
+        ("[training]\nbetas = [0.9]", "training.betas is [0.9]; expected tuple[float, float]"),
+        ('[training]\nbetas = [0.9, "a"]', "training.betas is [0.9, 'a']; expected tuple[float, float]"),
         ('negative_events = "cancel"', "negative_events is 'cancel'; expected tuple[str, ...]"),
         ("negative_events = [1]", "negative_events is [1]; expected tuple[str, ...]"),
         ("[meta]\nsupport_sizes = 3", "meta.support_sizes is 3; expected tuple[int, ...]"),
@@ -142,15 +167,15 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path, toml: str, said: s
         ("[text]\nbatch_size = 0", "text batch_size is 0"),
         ("[attributes]\nnumeric = 'cubic'", "numeric encoder 'cubic'"),
         ("[attributes]\nmin_count = 0", "attribute min_count is 0"),
-        ("[backbone]\ndim = 0", "backbone.dim is 0"),
-        ("[backbone]\ndim = 63", "backbone.dim is 63"),
-        ("[backbone]\nnum_heads = 0", "backbone.num_heads is 0"),
-        ("[backbone]\nnum_layers = -1", "backbone.num_layers is -1"),
-        ("[backbone]\nmax_events = 0", "backbone.max_events is 0"),
-        ("[backbone]\ndropout = 1.0", "backbone.dropout is 1.0"),
-        ("[pretraining]\nnum_epochs = 0", "pretraining.num_epochs is 0"),
-        ("[pretraining]\nlearning_rate = 0", "pretraining.learning_rate is 0.0"),
-        ("[pretraining]\ndecay = 1.1", "pretraining.decay is 1.1"),
+        ("[model]\ndim = 0", "model.dim is 0"),
+        ("num_members = 0", "num_members is 0"),
+        ("[model]\nnum_heads = 0", "model.num_heads is 0"),
+        ("[model]\nnum_layers = -1", "model.num_layers is -1"),
+        ("[model]\nmax_events = 32", "batches.max_events is 64, but the model reads 32 events"),
+        ("[model]\ndropout = 1.0", "model.dropout is 1.0"),
+        ("[training]\npatience = 2", "training.patience is 2, but members train side by side"),
+        ("[training]\nlearning_rate = 0", "training.learning_rate is 0.0"),
+        ("[batches]\ndecay = 1.1", "batches.decay is 1.1"),
         ("[evidence]\nrank = 0", "evidence.rank is 0"),
         ("[evidence]\nshrink = 0", "evidence.shrink is 0"),
         ("[meta]\nlearner = 'bridge'", "meta.learner is 'bridge'"),
@@ -158,7 +183,10 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path, toml: str, said: s
         ("[meta]\nsupport_sizes = [-1]", "meta.support_sizes is (-1,)"),
         ("[meta]\nheld_out = 1.0", "meta.held_out is 1.0"),
         ("[meta]\nnum_steps = 0", "meta.num_steps is 0"),
-        ("[meta]\nsupport_sizes = [9]\n[backbone]\nmax_events = 8", "meta.support_sizes is (9,), but"),
+        (
+            "[meta]\nsupport_sizes = [9]\n[model]\nmax_events = 8\n[batches]\nmax_events = 8",
+            "meta.support_sizes is (9,), but",
+        ),
         ("[evaluation]\nsupport_sizes = []", "evaluation.support_sizes is ()"),
         ("[evaluation]\nsupport_sizes = [-1, 2]", "evaluation.support_sizes is (-1, 2)"),
         ("[evaluation]\nsupport_sizes = [2, 1]", "evaluation.support_sizes is (2, 1)"),
@@ -215,7 +243,15 @@ def test_every_setting_is_documented(table: type[Any]) -> None:
 
 def test_all_tables_are_frozen_and_found() -> None:
     names = [table.__name__ for table in tables()]
-    assert {"Config", "DataConfig", "TextConfig", "BackboneConfig", "MetaConfig", "EvaluationConfig"} <= set(names)
+    assert {
+        "Config",
+        "DataConfig",
+        "TextConfig",
+        "SequenceModelConfig",
+        "TrainingConfig",
+        "MetaConfig",
+        "EvaluationConfig",
+    } <= set(names)
     assert all(table.__dataclass_params__.frozen for table in tables())
 
 

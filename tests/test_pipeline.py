@@ -9,10 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from palate.backbone import pretraining
-from palate.backbone.checkpoint import save_checkpoint
+from palate.backbone.run_state import RunState, save_run
 from palate.config import Config
 from palate.data.catalog import Catalog, Profiles
 from palate.data.dataset import Dataset
@@ -42,10 +41,11 @@ def test_another_seed_or_setting_gives_another_model(model: Recommender, early_s
     configs = [
         replace(tiny, seed=1),
         replace(tiny, meta=replace(tiny.meta, learner="anil")),
-        replace(tiny, backbone=replace(tiny.backbone, dim=8)),
+        replace(tiny, model=replace(tiny.model, dim=8)),
+        replace(tiny, batches=replace(tiny.batches, window=1)),
         replace(tiny, negative_events=()),
     ]
-    assert len({model.model_id, *(train(early_shop, config).model_id for config in configs)}) == 5
+    assert len({model.model_id, *(train(early_shop, config).model_id for config in configs)}) == 6
 
 
 def test_workers_change_nothing(model: Recommender, early_shop: Dataset, tiny: Config) -> None:
@@ -88,29 +88,26 @@ def test_nothing_after_the_cut_is_in_the_model(
 def test_an_interrupted_run_goes_on_to_the_same_model(
     model: Recommender, early_shop: Dataset, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = save_checkpoint
-    saved: list[Path] = []
+    saved: list[tuple[Path, int]] = []
 
-    def counted(limit: float) -> Callable[..., None]:
-        def save(
-            path: Path, module: nn.Module, optimiser: torch.optim.Optimizer, progress: Mapping[str, Tensor]
-        ) -> None:
-            real(path, module, optimiser, progress)
-            saved.append(path)
+    def stop_after(limit: float) -> Callable[..., None]:
+        def save(folder: Path, tensors: Mapping[str, Tensor], state: RunState) -> None:
+            save_run(folder, tensors, state)
+            saved.append((folder, state.step))
             if len(saved) == limit:
                 raise KeyboardInterrupt
 
         return save
 
-    total = 2 * tiny.backbone.num_members * tiny.pretraining.num_epochs
-    for stop in (1, total - 2):  # in the first backbone, then in the last
-        monkeypatch.setattr(pretraining, "save_checkpoint", counted(stop))
+    total = 2 * tiny.num_members * tiny.training.num_epochs
+    for stop in (1, total - 2):  # in the first member, then in the last
+        monkeypatch.setattr("palate.backbone.training_run.save_run", stop_after(stop))
         with pytest.raises(KeyboardInterrupt):
             train(early_shop, tiny, checkpoints=tmp_path)
-    monkeypatch.setattr(pretraining, "save_checkpoint", counted(np.inf))
+    monkeypatch.setattr("palate.backbone.training_run.save_run", stop_after(np.inf))
     assert train(early_shop, tiny, checkpoints=tmp_path).model_id == model.model_id
-    assert len(saved) == total, "an epoch was trained twice or never"
-    assert len(set(saved)) == total / tiny.pretraining.num_epochs
+    assert len(set(saved)) == len(saved) == total, "an epoch was trained twice or never"
+    assert len({folder for folder, _ in saved}) == 2 * tiny.num_members
 
 
 def test_a_run_does_not_go_on_from_the_checkpoints_of_another(
@@ -118,7 +115,7 @@ def test_a_run_does_not_go_on_from_the_checkpoints_of_another(
 ) -> None:
     assert train(early_shop, tiny, checkpoints=tmp_path).model_id == model.model_id
     fewer = replace(early_shop, interactions=early_shop.interactions.head(-40))
-    slower = replace(tiny, pretraining=replace(tiny.pretraining, learning_rate=1e-3))
+    slower = replace(tiny, training=replace(tiny.training, learning_rate=1e-3))
     for dataset, config in ((early_shop, replace(tiny, seed=1)), (early_shop, slower), (fewer, tiny)):
         assert train(dataset, config, checkpoints=tmp_path).model_id == train(dataset, config).model_id
 

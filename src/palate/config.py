@@ -4,13 +4,15 @@ import difflib
 import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_type_hints
 
-from palate.backbone.pretraining import PretrainingConfig
-from palate.backbone.transformer import BackboneConfig
+from palate.backbone.batches import BatchConfig
+from palate.backbone.next_item import LossConfig
+from palate.backbone.sequence_model import SequenceModelConfig
+from palate.backbone.training_config import TrainingConfig
 from palate.data.dataset import Dataset
 from palate.data.sources import load, read_csv, read_parquet
 from palate.encoders.attributes import AttributeConfig
@@ -19,6 +21,9 @@ from palate.errors import ConfigError
 from palate.meta import read_settings
 from palate.meta.evidence import EvidenceConfig
 from palate.meta.training import MetaConfig
+
+_NOT_READ = ("validate_every", "patience", "strategy")
+"""Settings of the engine that have no part in the training of members."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +109,21 @@ class Config:
     """How item texts become vectors."""
     attributes: AttributeConfig = field(default_factory=lambda: AttributeConfig(numeric="log-standard"))
     """How other attributes, of items and of people, become numbers."""
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    num_members: int = 2
+    """Shared models trained from different seeds and scored together."""
+    model: SequenceModelConfig = field(
+        default_factory=lambda: SequenceModelConfig(
+            max_events=64, dropout=0.3, id_dropout=0.1, loss=LossConfig(distinct=True)
+        )
+    )
     """The shared model."""
-    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    batches: BatchConfig = field(
+        default_factory=lambda: BatchConfig(
+            max_events=64, tokens=1024, window=12, decay=0.6, even_start=True, first_tile=True
+        )
+    )
+    """What the shared model is asked for in a training step."""
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(num_epochs=7, precision="bfloat16"))
     """How the shared model is trained."""
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     """The item features that a person's fast weights are over."""
@@ -120,10 +137,23 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 − 1")
-        if min(self.meta.support_sizes) > self.backbone.max_events:
+        if self.num_members < 1:
+            raise ConfigError(f"num_members is {self.num_members}; it must be at least 1")
+        if self.batches.max_events > self.model.max_events:
             raise ConfigError(
-                f"meta.support_sizes is {self.meta.support_sizes}, but the backbone reads {self.backbone.max_events} "
-                "events; name a smaller size or raise backbone.max_events"
+                f"batches.max_events is {self.batches.max_events}, but the model reads {self.model.max_events} events; "
+                "lower it or raise model.max_events"
+            )
+        for name in _NOT_READ:
+            if getattr(self.training, name) != getattr(TrainingConfig(), name):
+                raise ConfigError(
+                    f"training.{name} is {getattr(self.training, name)!r}, but members train side by side, one process "
+                    "each, without validation; leave it out"
+                )
+        if min(self.meta.support_sizes) > self.model.max_events:
+            raise ConfigError(
+                f"meta.support_sizes is {self.meta.support_sizes}, but the model reads {self.model.max_events} "
+                "events; name a smaller size or raise model.max_events"
             )
         read_settings(self.meta.learner, self.learner)
 
@@ -138,8 +168,7 @@ class Config:
         Raises:
             ConfigError: an unknown setting (the nearest known one is named), or a value of the wrong type.
         """
-        config = _build(cls, values, source, "")
-        assert isinstance(config, Config)
+        config: Config = _build(cls(), values, source, "")
         return config
 
 
@@ -158,9 +187,10 @@ def read_config(path: str | Path) -> Config:
     return Config.from_dict(values, source=str(path))
 
 
-def _build(cls: type[Any], values: Mapping[str, Any], source: str, prefix: str) -> Any:
-    hints = get_type_hints(cls)
-    known = [setting.name for setting in fields(cls)]
+def _build(default: Any, values: Mapping[str, Any], source: str, prefix: str) -> Any:
+    """A value like `default` but for what `values` says."""
+    hints = get_type_hints(type(default))
+    known = [setting.name for setting in fields(default)]
     arguments: dict[str, Any] = {}
     for name, value in values.items():
         if name not in known:
@@ -172,26 +202,34 @@ def _build(cls: type[Any], values: Mapping[str, Any], source: str, prefix: str) 
         if is_dataclass(kind):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{where} is {value!r}; expected a table [{prefix}{name}]")
-            arguments[name] = _build(kind, value, source, f"{prefix}{name}.")  # type: ignore[arg-type]
+            arguments[name] = _build(getattr(default, name), value, source, f"{prefix}{name}.")
         else:
             arguments[name] = _convert(value, kind, where)
-    return cls(**arguments)
+    return replace(default, **arguments)
+
+
+_MAPPINGS: dict[str, tuple[tuple[type, ...], str]] = {
+    "Mapping[str, str]": ((str,), "text on both sides"),
+    "Mapping[str, float]": ((int, float), "numbers"),
+}
+_PLAIN: tuple[tuple[type, ...], str] = ((bool, int, float, str), "plain values")
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
     """Check a plain value against the annotation of its field; lists become tuples."""
     text = str(kind)
     if isinstance(value, list | tuple):
-        inner = int if "int" in text else str
-        if "tuple" not in text or not all(type(item) is inner for item in value):
+        inner, *others = kind.__args__ if text.startswith("tuple") else (None,)
+        kinds = (int, float) if inner is float else (inner,)
+        fits = others == [...] or len(value) == 1 + len(others)
+        if inner is None or not fits or not all(type(item) in kinds for item in value):
             raise ConfigError(f"{where} is {list(value)!r}; expected {_describe(kind)}")
-        return tuple(value)
+        return tuple(inner(item) for item in value)
     if isinstance(value, Mapping):
         if "Mapping" not in text:
             raise ConfigError(f"{where} is a table; expected {_describe(kind)}")
-        accepted = (str,) if "Mapping[str, str]" in text else (bool, int, float, str)
+        accepted, expected = next((types for name, types in _MAPPINGS.items() if name in text), _PLAIN)
         if not all(type(item) in accepted for item in value.values()):
-            expected = "text on both sides" if accepted == (str,) else "plain values"
             raise ConfigError(f"{where} is {dict(value)!r}; expected {expected}")
         return dict(value)
     if value is None and "None" in text:
@@ -203,8 +241,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         if value not in literal:
             raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(map(str, literal))}")
         return value
-    accepted = kind.__args__ if isinstance(kind, UnionType) else (kind,)
-    if type(value) not in accepted:
+    possible = kind.__args__ if isinstance(kind, UnionType) else (kind,)
+    if type(value) not in possible:
         raise ConfigError(f"{where} is {value!r}; expected {_describe(kind)}")
     if type(value) is float and not math.isfinite(value):
         raise ConfigError(f"{where} is {value!r}; expected a finite number")

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from palate.backbone.ensemble import Ensemble, Job, Trained, run_jobs
+from palate.backbone.sequence_model import Catalogue
 from palate.config import Config
 from palate.data.catalog import Catalog
 from palate.data.dataset import Dataset
@@ -88,11 +89,11 @@ def train(
 ) -> Recommender:
     """Train on every event of a data set.
 
-    The backbones are independent of each other and can train in `workers` processes (a script that asks for more than
+    The members are independent of each other and can train in `workers` processes (a script that asks for more than
     one must be guarded by `if __name__ == "__main__"`). Training uses one thread a process: the same data, config and
     seed give the same model, bit for bit, on the same kind of machine.
 
-    With `checkpoints`, a folder, the backbones write their progress there after each epoch and an interrupted run goes
+    With `checkpoints`, a folder, the members write their progress there after each epoch and an interrupted run goes
     on from it; a run with other data, settings or seed does not see these checkpoints.
 
     Raises:
@@ -114,34 +115,35 @@ def train(
     jobs = [
         Job(
             f"{name}-{member}",
-            config.backbone,
+            config.model,
+            config.batches,
+            config.training,
             prepared.content,
             list(people.values()),
             torch.stack([profiles[user] for user in people]),
-            config.pretraining,
             config.seed + member,
             None,
         )
         for name, people in groups.items()
-        for member in range(config.backbone.num_members)
+        for member in range(config.num_members)
     ]
     if checkpoints is not None:
-        jobs = [job._replace(checkpoint=checkpoints / f"{job.name}-{fingerprint(job)}.safetensors") for job in jobs]
+        jobs = [job._replace(folder=checkpoints / f"{job.name}-{fingerprint(job)}") for job in jobs]
     with reporter.stage("pre-train") as stage:
         done = 0
 
         def on_epoch(loss: float) -> None:
             nonlocal done
             done += 1
-            stage.step(done, len(jobs) * config.pretraining.num_epochs, f"loss {loss:.3f}")
+            stage.step(done, max(done, len(jobs) * config.training.num_epochs), f"loss {loss:.3f}")
 
         trained = run_jobs(jobs, workers, on_epoch)
         losses = trained[-1].losses
         stage.done(
-            f"{config.backbone.num_members} backbones for {len(others):,} people and {config.backbone.num_members} "
+            f"{config.num_members} members for {len(others):,} people and {config.num_members} "
             f"for all {len(prepared.histories):,}, loss {losses[0]:.3f} → {losses[-1]:.3f}"
         )
-    half = config.backbone.num_members
+    half = config.num_members
     shared = assemble(trained[:half], others, prepared, content, config)
     with reporter.stage("meta-train") as stage:
         training, validating = split_newcomers(newcomers)
@@ -203,8 +205,8 @@ def train(
 
 
 def fingerprint(job: Job) -> str:
-    """Hash all that a backbone's weights depend on, so that no run goes on from the checkpoint of another."""
-    digest = hashlib.sha256(repr((job.seed, job.config, job.pretraining)).encode())
+    """Hash all that a member's weights depend on, so that no run goes on from the checkpoint of another."""
+    digest = hashlib.sha256(repr((job.seed, job.model, job.batches, job.training)).encode())
     for array in (job.content.numpy(), job.profiles.numpy(), *(part for history in job.histories for part in history)):
         digest.update(repr(array.shape).encode() + array.tobytes())
     return digest.hexdigest()[:16]
@@ -217,8 +219,9 @@ def assemble(
     content: Float[Tensor, "item content"],
     config: Config,
 ) -> Shared:
-    """Put trained backbones together and fit the head's item features on the people they were trained on."""
-    ensemble = Ensemble(config.backbone, prepared.content, prepared.profile_encoder.dim)
+    """Put trained members together and fit the head's item features on the people they were trained on."""
+    catalogue = Catalogue(torch.zeros(len(content), dtype=torch.int64), prepared.content)
+    ensemble = Ensemble(config.model, config.num_members, catalogue, prepared.profile_encoder.dim)
     for member, trained in zip(ensemble.members, members, strict=True):
         member.load_state_dict(trained.weights)
     ensemble.eval()

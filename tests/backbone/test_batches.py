@@ -84,6 +84,48 @@ def test_a_window_of_targets_decays_and_ends_with_the_history() -> None:
     torch.testing.assert_close(batch.weights[0, 2], torch.tensor([2.0, 1.0, 0.0]) / 3)
 
 
+@pytest.mark.parametrize("first_tile", [False, True])
+def test_an_even_start_asks_for_all_that_follows_alike(first_tile: bool) -> None:
+    config = BatchConfig(max_events=10, tokens=40, window=4, decay=0.5, even_start=True, first_tile=first_tile)
+    source, plain = (
+        BatchSource(numbered(LENGTHS), config),
+        BatchSource(numbered(LENGTHS), BatchConfig(10, 40, 4, 0.5, first_tile=first_tile)),
+    )
+    asked = np.zeros((len(LENGTHS), 100), int)
+    num_epochs = 250
+    for epoch in range(num_epochs):
+        plans = source.plan(3, epoch)
+        for plan in plans if epoch else plans[:0]:
+            batch = source.load(plan)
+            for row in batch.from_start.nonzero()[:, 0].tolist():
+                user = int(batch.users[row])
+                targets = batch.targets[row, 0][batch.weights[row, 0] > 0] - 100 * user
+                assert len(set(targets.tolist())) == min(LENGTHS[user], 4)
+                assert batch.weights[row, 0].unique().tolist() in ([1 / len(targets)], [0, 1 / len(targets)])
+                asked[user, targets] += 1
+    for user, length in enumerate(LENGTHS):
+        share = asked[user, :length] / (num_epochs - 1)
+        assert share == pytest.approx(np.full(length, min(4 / max(length, 1), 1)), abs=0.14)
+        assert not asked[user, length:].any()
+    # Every other position is as it was.
+    for plan in source.plan(3, 0):
+        one, other = source.load(plan), plain.load(plan)
+        assert torch.equal(one.targets[:, 1:], other.targets[:, 1:])
+        assert torch.equal(one.weights[:, 1:], other.weights[:, 1:])
+        assert one.next_seconds is not None
+        assert other.next_seconds is not None
+        assert torch.equal(one.next_seconds, other.next_seconds)
+
+
+def test_a_first_tile_is_the_beginning_and_nothing_else() -> None:
+    source = BatchSource(numbered(LENGTHS), BatchConfig(max_events=10, tokens=40, first_tile=True))
+    batches = [source.load(plan) for plan in source.plan(1, 5)]
+    predicted = [item for batch in batches for item in batch.targets[batch.weights > 0].tolist()]
+    wanted = [100 * user + place for user, length in enumerate(LENGTHS) for place in range(min(length, 11))]
+    assert sorted(predicted) == wanted
+    assert all(batch.from_start.all() for batch in batches)
+
+
 def test_plans_depend_on_seed_and_epoch_alone() -> None:
     source = BatchSource(numbered(LENGTHS), BatchConfig(max_events=10, tokens=40))
     assert source.plan(1, 2) == source.plan(1, 2)

@@ -286,3 +286,31 @@ def test_columns_that_are_missing_are_named() -> None:
         make_model(replace(SMALL, heads={"value": 1.0}))(bare._replace(next_values=None))
     with pytest.raises(DataError, match="sequences hold 8 events; the model reads 4"):
         make_model(replace(SMALL, max_events=4)).states(bare)
+
+
+def test_items_shown_before_are_left_out_of_a_distinct_softmax() -> None:
+    """Against one position at a time, with everything that came before it at −∞, unless it is asked for again."""
+    log = from_sequences([[3, 1, 4, 1, 5], [2, 7], [6]])
+    source = BatchSource(log, BatchConfig(max_events=9, tokens=1000, window=2, decay=0.5))
+    batch = source.load(source.plan(0, 0)[0])._replace(profiles=torch.ones(3, 2))
+    losses = []
+    for distinct in (True, False):
+        model = make_model(replace(SMALL, loss=LossConfig(distinct=distinct))).eval()
+        losses.append(float(model(batch).total.detach()))
+    scores = (model.states(batch) @ model.items.all().T + model.items.bias).detach()
+    expected = 0.0
+    for row, length in enumerate(batch.mask.sum(1).tolist()):
+        for place in range(length + 1):
+            weights, targets = batch.weights[row, place], batch.targets[row, place]
+            asked = set(targets[weights > 0].tolist())
+            line = scores[row, place].clone()
+            line[[item for item in batch.items[row, :place].tolist() if item not in asked]] = -torch.inf
+            if asked:
+                expected -= float((weights * line.log_softmax(0)[targets]).sum())
+    assert losses[0] == pytest.approx(expected, rel=1e-5)
+    assert losses[1] > losses[0] + 0.1
+
+
+def test_a_loss_that_cannot_leave_items_out_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"loss\.distinct is True, which bpr does not read"):
+        LossConfig("bpr", distinct=True)

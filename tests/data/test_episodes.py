@@ -1,4 +1,4 @@
-"""Histories against a slow reading of the log event by event; packing, the purchase matrix and the hold-out by hand."""
+"""Histories against a slow reading of the log event by event; the purchase matrix and the hold-out by hand."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 
 from palate.data.episodes import (
     EMPTY_HISTORY,
-    NUM_GAPS,
     History,
     build_histories,
     hold_out,
-    pack,
     purchase_matrix,
 )
 from palate.data.log import validate_interactions
@@ -154,35 +152,6 @@ class TestHeadAndTail:
     def test_tail_of_nothing_is_empty(self) -> None:
         assert self.whole.tail(0).items.tolist() == []
         assert EMPTY_HISTORY.tail(5).items.tolist() == []
-
-
-class TestPack:
-    def test_left_aligned_with_padding_behind(self) -> None:
-        packed = pack([history([3, 1, 4]), EMPTY_HISTORY, history([2])])
-        assert packed.items.tolist() == [[3, 1, 4], [0, 0, 0], [2, 0, 0]]
-        assert packed.mask.tolist() == [[True, True, True], [False, False, False], [True, False, False]]
-        assert packed.gaps[~packed.mask].tolist() == [0] * 5
-
-    def test_width_is_at_least_one_and_can_be_set(self) -> None:
-        assert pack([EMPTY_HISTORY]).items.shape == (1, 1)
-        assert pack([]).items.shape == (0, 1)
-        wide = pack([history([3, 1])], 4)
-        assert wide.items.tolist() == [[3, 1, 0, 0]]
-        assert wide.mask.tolist() == [[True, True, False, False]]
-
-    def test_gap_classes_on_both_sides_of_each_bound(self) -> None:
-        waits = [30 * MINUTE - 1, 30 * MINUTE, DAY - 1, DAY, 7 * DAY - 1, 7 * DAY, 30 * DAY - 1, 30 * DAY, 0.0]
-        # The first event follows nothing: class 0, whatever the date.
-        times = np.cumsum([1.7e9, *waits]).tolist()
-        packed = pack([history(list(range(10)), times)])
-        assert packed.gaps.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3, 4, 0]]
-        assert int(packed.gaps.max()) == NUM_GAPS - 1
-
-    def test_a_neighbour_in_the_batch_changes_nothing(self) -> None:
-        short = history([1, 2], [1.7e9, 1.7e9 + 2 * HOUR])
-        alone, beside = pack([short]), pack([short, history([0, 1, 2, 3, 4])])
-        for field in ("items", "gaps", "mask"):
-            assert getattr(beside, field)[0, :2].tolist() == getattr(alone, field)[0].tolist()
 
 
 def test_purchase_matrix_marks_choices_alone() -> None:

@@ -129,6 +129,28 @@ def test_targets_can_be_fixed_for_all_sizes(people: Newcomers) -> None:
     assert means(fixed, "early", "hit_rate@4") == [0.0, 0.0, 0.0]
 
 
+def test_what_was_known_before_is_support_at_every_size(people: Newcomers) -> None:
+    """As if everyone's first items lay before the curve begins: listed never, counted never, read always."""
+    known = [row % 3 for row in range(len(people.histories))]
+    asked: list[list[int]] = []
+
+    def note(histories: Sequence[History]) -> np.ndarray:
+        asked.append([len(history.items) for history in histories])
+        return knowing(people, later=1.0, support=9.0)(histories)
+
+    curve = few_shot_curve(
+        [judged("noted", note, "palate"), judged("other", knowing(people, later=-1.0))],
+        people,
+        NUM_ITEMS,
+        SETTINGS,
+        seed=0,
+        known=known,
+    )
+    assert asked == [[before + size for before in known] for size in (0, 1, 3)]
+    assert means(curve, "noted") == [1.0] * 3
+    assert means(curve, "other") == [0.0] * 3
+
+
 def test_a_model_that_scores_nan_fails_the_run(people: Newcomers) -> None:
     models = [judged("broken", lambda h: np.full((len(h), NUM_ITEMS), np.nan, np.float32), "palate")]
     with pytest.raises(NumericalError, match="NaN"):
@@ -170,12 +192,12 @@ def test_a_list_is_the_best_of_what_is_not_in_the_support(data: st.DataObject) -
     size, k = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 3))
     scores = np.array([data.draw(st.permutations(range(8)))], dtype=np.float32)
     expected = sorted(set(range(8)) - set(order[:size]), key=lambda item: -scores[0, item])[:k]
-    assert rank(lambda h: scores.copy(), [history(order)], size, k)[0].tolist() == expected
+    assert rank(lambda h: scores.copy(), [history(order)], [size], k)[0].tolist() == expected
 
 
 def test_what_comes_later_is_relevant() -> None:
-    relevant = later_items([history([4, 2, 0]), history([1, 3])], 1, 5)
-    assert relevant.tolist() == [[True, False, True, False, False], [False, False, False, True, False]]
+    relevant = later_items([history([4, 2, 0]), history([1, 3])], [1, 0], 5)
+    assert relevant.tolist() == [[True, False, True, False, False], [False, True, False, True, False]]
 
 
 # ---------------------------------------------------------------------------------------- on the small shop
@@ -242,7 +264,7 @@ def test_the_judged_model_is_the_served_one(model: Recommender, shop: Dataset, s
         profile = {name: value for name, value in person.items() if name != "user_id"}
         listed = model.recommend(events, 5, profile=profile, candidates=model.vocabulary.ids[:known])
         places = model.vocabulary.index([line.item_id for line in listed])
-        assert rank(served.score, people.histories, 3, 5)[row].tolist() == places.tolist()
+        assert rank(served.score, people.histories, [3] * len(people.histories), 5)[row].tolist() == places.tolist()
 
 
 def test_baselines_are_chosen_and_fitted_without_the_judged_people(model: Recommender, tiny: Config) -> None:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from palate.backbone.batches import inputs
 from palate.backbone.ensemble import Ensemble
-from palate.backbone.transformer import BackboneConfig
-from palate.data.episodes import History, pack
+from palate.backbone.sequence_model import Catalogue, SequenceModelConfig
+from palate.data.episodes import History
+from palate.data.event_log import from_histories
 from palate.errors import ConfigError, DataError, NumericalError
 from palate.meta import LEARNERS, find_learner
 from palate.meta.head import Head, Items, Layout, Profile, Query, Support, make_head
@@ -220,8 +222,9 @@ def test_validation_is_the_mean_over_sizes_of_the_mean_over_people() -> None:
 class TestMakeEpisodes:
     def setup_method(self) -> None:
         torch.manual_seed(0)
-        config = BackboneConfig(dim=4, num_layers=1, num_members=2, max_events=4)
-        self.backbone = Ensemble(config, torch.randn(NUM_ITEMS, 3), 2).eval()
+        config = SequenceModelConfig(dim=4, num_layers=1, max_events=4)
+        catalogue = Catalogue(torch.ones(NUM_ITEMS, dtype=torch.int64), torch.randn(NUM_ITEMS, 3))
+        self.backbone = Ensemble(config, 2, catalogue, 2).eval()
         self.vectors = self.backbone.item_vectors().detach()
         self.items = make_items()
         self.profiles = torch.randn(3, 2)
@@ -253,8 +256,12 @@ class TestMakeEpisodes:
             people.append(self.people[row].head(size))
         profiles = self.profiles[rows]
         with torch.no_grad():
-            expected = self.backbone.last_states(self.vectors, pack(people), profiles)
-            before = self.backbone.last_states(self.vectors, pack([one.head(0) for one in people]), profiles)
+            expected, before = (
+                self.backbone.last_states(
+                    inputs(from_histories(histories), 4)._replace(profiles=profiles), self.vectors
+                )
+                for histories in (people, [one.head(0) for one in people])
+            )
         torch.testing.assert_close(episodes.support.state, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(episodes.profile.state, before, rtol=1e-5, atol=1e-6)
         assert torch.equal(episodes.profile.features, profiles)
@@ -266,7 +273,7 @@ class TestMakeEpisodes:
             self.make((2, 3), min_query=10)
 
     def test_only_sizes_that_the_backbone_does_not_read(self) -> None:
-        with pytest.raises(ConfigError, match=r"meta.support_sizes is \(5, 6\), but backbone.max_events is 4"):
+        with pytest.raises(ConfigError, match=r"meta.support_sizes is \(5, 6\), but model.max_events is 4"):
             self.make((5, 6))
 
 

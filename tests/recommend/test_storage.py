@@ -39,7 +39,7 @@ def lists(model: Recommender) -> list[list[object]]:
 def seal(folder: Path) -> None:
     """Write a manifest that fits whatever the files hold."""
     hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES[1:]}
-    (folder / "manifest.json").write_text(json.dumps({"format": 1, "sha256": hashes}))
+    (folder / "manifest.json").write_text(json.dumps({"format": 2, "sha256": hashes}))
 
 
 def test_a_saved_model_gives_the_same_lists(model: Recommender, folder: Path) -> None:
@@ -141,10 +141,10 @@ def test_names_of_another_shape_are_refused(folder: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("manifest", "said"),
     [
-        ('{"format": 2, "sha256": {}}', "written in format 2, this version reads 1"),
-        ('{"format": 1, "sha256": {}}', "differs from what was saved"),
-        ('{"format": 1, "sha256": [1]}', "unreadable"),
-        ('{"format": 1}', "unreadable"),
+        ('{"format": 1, "sha256": {}}', "written in format 1, this version reads 2; train it again"),
+        ('{"format": 2, "sha256": {}}', "differs from what was saved"),
+        ('{"format": 2, "sha256": [1]}', "unreadable"),
+        ('{"format": 2}', "unreadable"),
         ("[]", "unreadable"),
         ("", "unreadable"),
     ],

@@ -60,6 +60,8 @@ class Tile(NamedTuple):
     user: int
     start: int
     stop: int
+    turn: int = 0
+    """Where the sample of all that follows begins; see `BatchConfig.even_start`."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,12 @@ class BatchConfig:
     """How many of the items to come are targets of a position."""
     decay: float = 0.5
     """Weight of each target relative to the one before it; with window = 1 it has no part."""
+    first_tile: bool = False
+    """Whether people are read from their first event on and for one tile alone: of someone with a long history no more
+    is learned than of others, and all of it as a newcomer's."""
+    even_start: bool = False
+    """Whether the targets before the first event are not the first ones but `window` of all the person's events, spread
+    evenly, others in each epoch, and of equal weight: what a list without events is judged by."""
 
     def __post_init__(self) -> None:
         for name in ("max_events", "tokens", "window"):
@@ -98,10 +106,10 @@ class BatchSource:
         profiles: Float32[np.ndarray, "user profile"] | None = None,
         users: Int64[np.ndarray, "chosen"] | None = None,
     ) -> None:
-        """Read the people `users` of a log, by default all; `profiles` has a row for everyone in the log."""
+        """Read the people `users` of a log, by default all; `profiles` has a row for everyone, by default the log's."""
         self.log = log
         self.config = config
-        self.profiles = profiles
+        self.profiles = log.profiles if profiles is None else profiles
         people = np.arange(log.num_users) if users is None else np.asarray(users, np.int64)
         self.users = people[log.lengths()[people] >= 1]
         if len(self.users) == 0:
@@ -116,9 +124,15 @@ class BatchSource:
         # A tile that reads n events has n + 1 targets from a person's start, n elsewhere; one who is read from the
         # start has room for `width` events before the last target.
         offsets = np.where(lengths > width + 1, rng.integers(0, width, len(lengths)), 0)
-        for user, length, offset in zip(self.users.tolist(), lengths.tolist(), offsets.tolist(), strict=True):
+        reach = lengths
+        if self.config.first_tile:
+            offsets, reach = np.zeros_like(lengths), np.minimum(lengths, width + 1)
+        turns = rng.integers(0, lengths) if self.config.even_start else np.zeros_like(lengths)
+        for user, length, offset, turn in zip(
+            self.users.tolist(), reach.tolist(), offsets.tolist(), turns.tolist(), strict=True
+        ):
             cuts = range(offset - width if offset else 0, max(length - 1, 1), width)
-            tiles += [Tile(user, max(cut, 0), min(cut + width, length - 1)) for cut in cuts]
+            tiles += [Tile(user, max(cut, 0), min(cut + width, length - 1), turn) for cut in cuts]
         order = rng.permutation(len(tiles))
         sizes = np.fromiter((tile.stop - tile.start for tile in tiles), np.int64, len(tiles))
         order = order[np.argsort(sizes[order], kind="stable")]
@@ -148,15 +162,25 @@ class BatchSource:
         counts = (ahead <= stops[:, None, None]) & (ahead < ends[:, None, None])
         counts &= from_start[:, None, None] | (np.arange(width + 1) > 0)[:, None]
         counts &= counts[..., :1]  # no next event, no prediction
+        following = ahead[..., 0].copy()
         weights = counts * config.decay ** np.arange(config.window)
+        if config.even_start:
+            # Every window-th event from `turn` on, round the end of the history: each is as likely as any other.
+            lengths, turns = ends - begins, np.array([tile.turn for tile in plan])
+            number = np.minimum(lengths, config.window)[:, None]
+            places = turns[:, None] + np.arange(config.window) * lengths[:, None] // number
+            ahead[from_start, 0] = (begins[:, None] + places % lengths[:, None])[from_start]
+            counts[from_start, 0] = (np.arange(config.window) < number)[from_start]
+            weights[from_start, 0] = counts[from_start, 0]
         weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-9)
-        following = np.where(counts, ahead, starts[:, None, None])
+        chosen = np.where(counts, ahead, starts[:, None, None])
+        following = np.where(counts[..., 0], following, starts[:, None])
 
         def read(column: np.ndarray | None, at: np.ndarray, valid: np.ndarray, dtype: type) -> Tensor | None:
             return None if column is None else torch.from_numpy(np.where(valid, column[at], 0).astype(dtype))
 
         items = read(log.items, inside, mask, np.int64)
-        targets = read(log.items, following, counts, np.int64)
+        targets = read(log.items, chosen, counts, np.int64)
         assert items is not None
         assert targets is not None
         return Batch(
@@ -169,9 +193,9 @@ class BatchSource:
             read(log.seconds, inside, mask, np.float64),
             read(log.kinds, inside, mask, np.int64),
             read(log.values, inside, mask, np.float32),
-            read(log.seconds, following[..., 0], counts[..., 0], np.float64),
-            read(log.kinds, following[..., 0], counts[..., 0], np.int64),
-            read(log.values, following[..., 0], counts[..., 0], np.float32),
+            read(log.seconds, following, counts[..., 0], np.float64),
+            read(log.kinds, following, counts[..., 0], np.int64),
+            read(log.values, following, counts[..., 0], np.float32),
             None if self.profiles is None else torch.from_numpy(self.profiles[[tile.user for tile in plan]]),
         )
 
@@ -193,6 +217,7 @@ def inputs(log: EventLog, max_events: int, profiles: Float32[np.ndarray, "user p
     items = spread(recent.items, np.int64)
     assert items is not None
     rows = len(sizes)
+    known = log.profiles if profiles is None else profiles
     return Batch(
         items,
         torch.from_numpy(mask),
@@ -203,7 +228,7 @@ def inputs(log: EventLog, max_events: int, profiles: Float32[np.ndarray, "user p
         spread(recent.seconds, np.float64),
         spread(recent.kinds, np.int64),
         spread(recent.values, np.float32),
-        profiles=None if profiles is None else torch.from_numpy(profiles),
+        profiles=None if known is None else torch.from_numpy(known),
     )
 
 

@@ -1,4 +1,4 @@
-"""Several backbones side by side: trained from different seeds, scored together.
+"""Several sequence models side by side: trained from different seeds, scored together.
 
 Item vectors and states are concatenated, so that the score of the ensemble is the sum of its members' scores and still
 one inner product. What one random start gets wrong, another does not: the spread between seeds is largest where the
@@ -12,112 +12,126 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from palate.backbone.pretraining import PretrainingConfig, pretrain
-from palate.backbone.transformer import Backbone, BackboneConfig
-from palate.data.episodes import History, Sequences
+from palate.backbone.batches import Batch, BatchConfig, BatchSource
+from palate.backbone.engine import train
+from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceModelConfig
+from palate.backbone.training_config import TrainingConfig
+from palate.data.episodes import History
+from palate.data.event_log import from_histories
 
 
 class Ensemble(nn.Module):
-    """Backbones of one configuration; with one member it is that backbone."""
+    """Sequence models of one configuration; with one member it is that model.
+
+    Raises:
+        ConfigError: settings that do not fit each other, or the catalogue.
+    """
 
     def __init__(
-        self, config: BackboneConfig, content: Float[Tensor, "item content"], num_profile_features: int
+        self, config: SequenceModelConfig, num_members: int, catalogue: Catalogue, num_profile_features: int
     ) -> None:
         super().__init__()
         self.config = config
-        self.members = nn.ModuleList(Backbone(config, content, num_profile_features) for _ in range(config.num_members))
+        self.members = nn.ModuleList(SequenceModel(config, catalogue, num_profile_features) for _ in range(num_members))
 
-    def backbones(self) -> list[Backbone]:
+    def models(self) -> list[SequenceModel]:
         """The members, in the order of their parts of a vector."""
-        return cast(list[Backbone], list(self.members))
+        return cast(list[SequenceModel], list(self.members))
 
     def item_vectors(self) -> Float[Tensor, "item dim"]:
         """Vectors of the items in training, member after member."""
-        return torch.cat([member.items() for member in self.backbones()], 1)
+        return torch.cat([member.items.all() for member in self.models()], 1)
 
     def item_bias(self) -> Float[Tensor, "item"]:
         """Summed item biases."""
-        return torch.stack([member.items.bias for member in self.backbones()]).sum(0)
+        return torch.stack([member.items.bias for member in self.models()]).sum(0)
 
     def encode_new(self, content: Float[Tensor, "item content"]) -> Float[Tensor, "item dim"]:
-        """Vectors of items that training has never seen."""
-        return torch.cat([member.items.encode_new(content) for member in self.backbones()], 1)
+        """Vectors of items that training has never seen.
 
-    def forward(
-        self,
-        vectors: Float[Tensor, "item dim"],
-        sequences: Sequences,
-        profiles: Float[Tensor, "user profile"],
-    ) -> Float[Tensor, "user position dim"]:
-        """States at every position, member after member; `vectors` are `item_vectors()`."""
-        parts = torch.split(vectors, self.config.dim, dim=1)
-        states = [member(part, sequences, profiles) for member, part in zip(self.backbones(), parts, strict=True)]
-        return torch.cat(states, -1)
+        Raises:
+            DataError: the members were trained with another number of content features.
+        """
+        return torch.cat([member.items.encode_new(content) for member in self.models()], 1)
 
-    def last_states(
-        self,
-        vectors: Float[Tensor, "item dim"],
-        sequences: Sequences,
-        profiles: Float[Tensor, "user profile"],
-    ) -> Float[Tensor, "user dim"]:
-        """The state after each person's last event."""
-        lengths: Int64[Tensor, "user"] = sequences.mask.sum(1)
-        states: Tensor = self(vectors, sequences, profiles)
-        return states[torch.arange(len(lengths)), lengths]
+    def states(self, batch: Batch, vectors: Float[Tensor, "item dim"]) -> Float[Tensor, "user position dim"]:
+        """States at every position, member after member; `vectors` are those of all items that the batch names.
+
+        Raises:
+            DataError: the batch lacks a column that the members read, or is wider than max_events.
+        """
+        read = torch.split(vectors[batch.items], self.config.dim, dim=-1)
+        return torch.cat([member.states(batch, part) for member, part in zip(self.models(), read, strict=True)], -1)
+
+    def last_states(self, batch: Batch, vectors: Float[Tensor, "item dim"]) -> Float[Tensor, "user dim"]:
+        """The state after each person's last event.
+
+        Raises:
+            DataError: as `states`.
+        """
+        lengths = batch.mask.sum(1)
+        return self.states(batch, vectors)[torch.arange(len(lengths)), lengths]
 
 
 class Job(NamedTuple):
-    """One backbone to train; everything that it depends on."""
+    """One member to train; everything that it depends on."""
 
     name: str
-    config: BackboneConfig
+    model: SequenceModelConfig
+    batches: BatchConfig
+    training: TrainingConfig
     content: Float[Tensor, "item content"]
     histories: Sequence[History]
     profiles: Float[Tensor, "user profile"]
-    pretraining: PretrainingConfig
     seed: int
-    checkpoint: Path | None
+    folder: Path | None
+    """Where the run leaves its checkpoints, and goes on from them."""
 
 
 class Trained(NamedTuple):
-    """A trained backbone's weights, and the mean loss of each epoch."""
+    """A trained member's weights, and the mean loss of each epoch."""
 
     weights: dict[str, Any]
     losses: tuple[float, ...]
 
 
 def run_job(job: Job, on_epoch: Callable[[float], None]) -> Trained:
-    """Train one backbone; the result depends on the job alone, wherever it runs.
+    """Train one member; the result depends on the job alone, wherever it runs.
 
     Raises:
-        DataError, ModelError, NumericalError: as `pretrain`.
+        ConfigError: settings that do not fit each other or the data, or too little memory.
+        DataError: nobody has an event, or the events lack a column that the model reads.
+        ModelError: the folder holds another run, or cannot be written.
+        NumericalError: a loss or a gradient is not finite.
     """
+    log = from_histories(job.histories)
+    counts = np.bincount(log.items, minlength=len(job.content))
     torch.manual_seed(job.seed)
-    backbone = Backbone(job.config, job.content, job.profiles.shape[1])
-    result = pretrain(
-        backbone,
-        job.histories,
-        job.profiles,
-        job.pretraining,
+    model = SequenceModel(job.model, Catalogue(torch.from_numpy(counts), job.content), job.profiles.shape[1])
+    result = train(
+        model,
+        BatchSource(log, job.batches, profiles=job.profiles.numpy()),
+        job.training,
         seed=job.seed,
-        checkpoint=job.checkpoint,
-        on_epoch=lambda epoch, of, loss: on_epoch(loss),
+        folder=job.folder,
+        on_epoch=lambda record: on_epoch(record.loss),
     )
-    return Trained(backbone.state_dict(), result.losses)
+    return Trained(model.state_dict(), tuple(record.loss for record in result.history))
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, on_epoch: Callable[[float], None]) -> list[Trained]:
-    """Train several backbones, one thread each, in this process or in `workers` others; same results either way.
+    """Train several members, one thread each, in this process or in `workers` others; same results either way.
 
     Several single-thread processes beat one process with several threads: matrices here are small, and sums that are
     split among threads are not the same from run to run.
 
     Raises:
-        DataError, ModelError, NumericalError: as `pretrain`.
+        ConfigError, DataError, ModelError, NumericalError: as `run_job`.
     """
     if min(workers, len(jobs)) <= 1:
         return [run_job(job, on_epoch) for job in jobs]

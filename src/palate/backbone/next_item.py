@@ -31,12 +31,15 @@ class LossConfig:
     """Negatives are drawn by popularity to this power (0: all items alike), for sampled and bpr."""
     calibration: float = 0.75
     """gBCE's t: 0 is binary cross-entropy, 1 takes back all of the overconfidence that sampling brings."""
+    distinct: bool = False
+    """Whether items that a tile has shown before a position are left out of its softmax, for full: for logs in which
+    nobody chooses an item twice."""
 
     def __post_init__(self) -> None:
         if self.kind not in LOSSES:
             raise ConfigError(f"loss.kind is {self.kind!r}; choose one of: {', '.join(LOSSES)}")
         reads = LOSSES[self.kind].reads
-        for name, default in (("num_negatives", 512), ("popularity", 0.5), ("calibration", 0.75)):
+        for name, default in (("num_negatives", 512), ("popularity", 0.5), ("calibration", 0.75), ("distinct", False)):
             if name not in reads and getattr(self, name) != default:
                 raise ConfigError(
                     f"loss.{name} is {getattr(self, name)}, which {self.kind} does not read; leave it out"
@@ -56,6 +59,24 @@ class Positions(NamedTuple):
     targets: Int64[Tensor, "row target"]
     weights: Float[Tensor, "row target"]
     """Of each target; a row's weights sum to 1."""
+    seen: Int64[Tensor, "2 pair"] | None = None
+    """(row, item) pairs that are not asked for, ordered by row; no target of weight is among them."""
+
+
+def shown_before(
+    items: Int64[Tensor, "row event"],
+    counted: Bool[Tensor, "row position"],
+    targets: Int64[Tensor, "chosen target"],
+    weights: Float[Tensor, "chosen target"],
+) -> Int64[Tensor, "2 pair"]:
+    """The items before each counted position, as `Positions.seen` has them; an item that is asked for again is not."""
+    rows, places = counted.nonzero(as_tuple=True)
+    before = torch.arange(items.shape[1], device=items.device) < places[:, None]
+    shown = items[rows]
+    for target, weight in zip(targets.T, weights.T, strict=True):
+        before &= (shown != target[:, None]) | (weight[:, None] <= 0)
+    place, event = before.nonzero(as_tuple=True)
+    return torch.stack([place, shown[place, event]])
 
 
 class Negatives(NamedTuple):
@@ -92,7 +113,9 @@ def full_softmax(
     positions: Positions, tower: ItemTower, dropped: Bool[Tensor, "item"] | None, sampler: None, config: LossConfig
 ) -> Float[Tensor, ""]:
     """Cross-entropy over the whole catalogue; see `cross_entropy.py`."""
-    return fused_cross_entropy(positions.states, tower.all(dropped), tower.bias, positions.targets, positions.weights)
+    return fused_cross_entropy(
+        positions.states, tower.all(dropped), tower.bias, positions.targets, positions.weights, positions.seen
+    )
 
 
 def sampled_softmax(
@@ -168,7 +191,7 @@ class LossEntry(NamedTuple):
 
 
 LOSSES: Mapping[str, LossEntry] = {
-    "full": LossEntry(full_softmax, frozenset()),
+    "full": LossEntry(full_softmax, frozenset({"distinct"})),
     "sampled": LossEntry(sampled_softmax, frozenset({"num_negatives", "popularity"})),
     "gbce": LossEntry(gbce, frozenset({"num_negatives", "calibration"}), uniform=True),
     "bpr": LossEntry(bpr, frozenset({"num_negatives", "popularity"})),

@@ -18,7 +18,7 @@ from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from palate.backbone.checkpoint import write_atomically
+from palate.data.files import write_atomically
 from palate.errors import ConfigError, DataError, ModelError
 
 CHUNK = 8192  # items whose distances to a codebook are in memory at a time

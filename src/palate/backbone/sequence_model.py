@@ -24,7 +24,7 @@ from palate.backbone.heads import HEADS, check_columns
 from palate.backbone.hstu import HSTUBlock
 from palate.backbone.item_tables import ItemTableConfig
 from palate.backbone.item_tower import ItemTower, popularity_bias
-from palate.backbone.next_item import LOSSES, LossConfig, Positions, make_sampler
+from palate.backbone.next_item import LOSSES, LossConfig, Positions, make_sampler, shown_before
 from palate.backbone.semantic_ids import Codes
 from palate.errors import ConfigError, DataError
 
@@ -180,8 +180,9 @@ class SequenceModel(nn.Module):
         states = self.states(batch, self.items(batch.items, dropped))
         counted = batch.weights.sum(-1) > 0
         chosen = states[counted]
-        positions = Positions(chosen, batch.targets[counted], batch.weights[counted])
-        loss = self.config.loss
+        loss, targets, weights = self.config.loss, batch.targets[counted], batch.weights[counted]
+        seen = shown_before(batch.items, counted, targets, weights) if loss.distinct else None
+        positions = Positions(chosen, targets, weights, seen)
         total = LOSSES[loss.kind].loss(positions, self.items, dropped, self.sampler, loss)
         parts = {"next_item": total.detach()}
         for name, weight in self.config.heads.items():

@@ -10,15 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-import torch
-from jaxtyping import Bool, Float32, Float64, Int64
-from torch import Tensor
+from jaxtyping import Float32, Float64, Int64
 
 from palate.data.vocabulary import Vocabulary
-
-NUM_GAPS = 5
-"""Classes of the time since the previous item: same session, same day, same week, same month, longer."""
-_GAP_BOUNDS = torch.tensor([1800.0, 86_400.0, 7 * 86_400.0, 30 * 86_400.0], dtype=torch.float64)
 
 
 class History(NamedTuple):
@@ -82,32 +76,6 @@ def build_histories(
             rows.filter(pl.col("refused"))["item"].to_numpy().astype(np.int64),
         )
     return histories
-
-
-class Sequences(NamedTuple):
-    """A batch of histories, left-aligned; what is beyond a history's end is padding."""
-
-    items: Int64[Tensor, "user event"]
-    gaps: Int64[Tensor, "user event"]
-    """Class of the time since the event before, 0 .. NUM_GAPS − 1."""
-    mask: Bool[Tensor, "user event"]
-
-
-def pack(histories: Sequence[History], width: int | None = None) -> Sequences:
-    """Pad histories to one width (the longest by default, at least 1); padding has item 0 and mask False."""
-    longest = max((len(history.items) for history in histories), default=0)
-    width = max(longest, 1) if width is None else width
-    items = torch.zeros(len(histories), width, dtype=torch.int64)
-    seconds = torch.zeros(len(histories), width + 1, dtype=torch.float64)
-    mask = torch.zeros(len(histories), width, dtype=torch.bool)
-    for row, history in enumerate(histories):
-        length = len(history.items)
-        items[row, :length] = torch.from_numpy(history.items)
-        seconds[row, 1 : length + 1] = torch.from_numpy(history.times)
-        mask[row, :length] = True
-    seconds[:, 0] = seconds[:, 1]
-    gaps = torch.bucketize(seconds.diff(dim=1), _GAP_BOUNDS, right=True)
-    return Sequences(items, gaps.where(mask, 0), mask)
 
 
 def purchase_matrix(histories: Iterable[History], num_items: int) -> Float32[np.ndarray, "user item"]:

@@ -110,8 +110,9 @@ def fit_baselines(model: Recommender, config: Config, stage: StageHandle) -> lis
         for size in config.meta.support_sizes:
             people = [history for history in validating if len(history.items) >= size + config.meta.min_query]
             if people:
-                ranked = rank(score, people, size, 10)
-                curve.append(ndcg_at_k(ranked, later_items(people, size, model.num_trained)).mean())
+                sizes = [size] * len(people)
+                ranked = rank(score, people, sizes, 10)
+                curve.append(ndcg_at_k(ranked, later_items(people, sizes, model.num_trained)).mean())
         return float(np.mean(curve))
 
     judged = []
@@ -136,15 +137,18 @@ def few_shot_curve(
     *,
     seed: int,
     targets_from: int | None = None,
+    known: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Judge every model at every support size; the result is plain values, see docs/evaluation.md for its fields.
 
-    What counts as relevant are the items after the support, or after the first `targets_from` where given.
+    What counts as relevant are the items after the support, or after the first `targets_from` where given. `known` says
+    how many items of each person come before the first that is counted: at N = 0 these are the support.
 
     Raises:
         NumericalError: a model scored NaN.
     """
     sizes = [size for size in config.support_sizes if size < config.min_items]
+    known = [0] * len(people.histories) if known is None else known
     names = {name: f"{_SHORT.get(name, name)}@{config.k}" for name in RANKING_METRICS}
     values: dict[str, dict[int, dict[str, Float[np.ndarray, "user"]]]] = {}
     coverage: dict[str, list[dict[str, Any]]] = {}
@@ -152,8 +156,9 @@ def few_shot_curve(
         values[model.name] = {}
         coverage[model.name] = []
         for size in sizes:
-            ranked = rank(model.score, people.histories, size, config.k)
-            relevant = later_items(people.histories, targets_from or size, num_items)
+            ranked = rank(model.score, people.histories, [before + size for before in known], config.k)
+            targets = [before + (targets_from or size) for before in known]
+            relevant = later_items(people.histories, targets, num_items)
             values[model.name][size] = {
                 names[metric]: function(ranked, relevant) for metric, function in RANKING_METRICS.items()
             }
@@ -215,18 +220,21 @@ def compare(
     return rows
 
 
-def rank(score: ScoreHistories, histories: Sequence[History], size: int, k: int) -> Int[np.ndarray, "user place"]:
-    """Each person's list after `size` items, those removed."""
-    scores = score([history.head(size) for history in histories])
-    for row, history in enumerate(histories):
-        scores[row, history.items[:size]] = -np.inf
+def rank(
+    score: ScoreHistories, histories: Sequence[History], sizes: Sequence[int], k: int
+) -> Int[np.ndarray, "user place"]:
+    """Each person's list after their first so many items, those removed."""
+    supports = [history.head(size) for history, size in zip(histories, sizes, strict=True)]
+    scores = score(supports)
+    for row, support in enumerate(supports):
+        scores[row, support.items] = -np.inf
     return top_k(scores, k)
 
 
-def later_items(histories: Sequence[History], size: int, num_items: int) -> Bool[np.ndarray, "user item"]:
-    """Mark the items that come after the first `size`."""
+def later_items(histories: Sequence[History], sizes: Sequence[int], num_items: int) -> Bool[np.ndarray, "user item"]:
+    """Mark the items that come after each person's first so many."""
     relevant = np.zeros((len(histories), num_items), dtype=bool)
-    for row, history in enumerate(histories):
+    for row, (history, size) in enumerate(zip(histories, sizes, strict=True)):
         relevant[row, history.items[size:]] = True
     return relevant
 

@@ -47,6 +47,7 @@ def write_report(results: Results, path: Path) -> None:
             headline=results.get("headline") or headline(results),
             few_shot=_part_view(results.get("few_shot"), "few-shot"),
             cold_items=_part_view(results.get("cold_items"), "cold-items"),
+            warm=_part_view(results.get("warm"), "warm"),
             curves=_curve_views((results.get("training") or {}).get("curves") or []),
         )
     except (KeyError, UndefinedError) as error:
@@ -69,7 +70,7 @@ def few_shot_table(results: Results, part: str = "few_shot") -> Table:
     """Lay out the main metric for the terminal: models down, support sizes across, mean over ± half-width.
 
     The best mean of a column is bold; ▲ or ▼ marks where Palate is significantly above or below the best
-    baseline. `part` is "few_shot" or "cold_items".
+    baseline. `part` is "few_shot", "cold_items" or "warm".
 
     Raises:
         DataError: the part is missing or incomplete, or a figure is NaN or infinite.
@@ -80,7 +81,8 @@ def few_shot_table(results: Results, part: str = "few_shot") -> Table:
     _check_finite(figures, f"results.{part}")
     try:
         rows = _metric_rows(figures, figures["metric"])
-        title = f"{metric_name(figures['metric'])} by items known, {_count(figures['num_users'])} customers"
+        known = f"items known{figures.get('since', '')}"
+        title = f"{metric_name(figures['metric'])} by {known}, {_count(figures['num_users'])} customers"
         table = Table(title=title, caption="bold: best; ▲ ▼: Palate clearly above, below the best baseline")
         table.box, table.padding, table.pad_edge = box.SIMPLE_HEAD, (0, 0, 0, 0), False
         table.title_justify = table.caption_justify = "left"
@@ -119,7 +121,7 @@ def _verdict(figures: Results) -> str:
     baseline = f"the best baseline ({chosen['best_baseline'] or 'unnamed'})"
     interval = f"95\u00a0% interval {_signed(chosen['low'])} to {_signed(chosen['high'])}"
     by = f"{metric} differs by {_signed(chosen['difference'])}"
-    known = _known(chosen["n"], figures.get("person", "customer"))
+    known = _known(chosen["n"], figures.get("person", "customer"), figures.get("since", ""))
     if not chosen["significant"]:
         return f"{known}, Palate and {baseline} cannot be told apart: {by} ({interval})."
     better = "better" if chosen["difference"] > 0 else "worse"
@@ -128,10 +130,10 @@ def _verdict(figures: Results) -> str:
     return f"{known}, Palate ranks {_percent(abs(chosen['relative']))} {better} than {baseline}."
 
 
-def _known(size: int, person: str) -> str:
+def _known(size: int, person: str, since: str) -> str:
     if size == 0:
-        return f"Before a {person}’s first item"
-    return f"After a {person}’s first item" if size == 1 else f"After a {person}’s first {size} items"
+        return f"Before a {person}’s first item{since}"
+    return f"After a {person}’s first {'item' if size == 1 else f'{size} items'}{since}"
 
 
 def _tally(figures: Results) -> str:

@@ -1,4 +1,4 @@
-"""A whole evaluation: the few-shot curve, the cold-item figure and example lists, as one JSON-able value."""
+"""A whole evaluation: newcomers, cold items, people in training and example lists, as one JSON-able value."""
 
 import platform
 import resource
@@ -23,6 +23,7 @@ from palate.evaluation.few_shot import (
     newcomers_after,
     palate_models,
 )
+from palate.evaluation.warm import evaluate_warm
 from palate.progress import Reporter
 from palate.recommend.recommender import Recommender
 
@@ -55,6 +56,7 @@ def evaluate(
         ours = palate_models(model, people)
         few_shot = few_shot_curve([*ours, *baselines], people, model.num_trained, config.evaluation, seed=config.seed)
         cold_items = evaluate_cold_items(model, dataset, split, people)
+        warm = evaluate_warm(model, split, palate_models, baselines)
         stage.done(f"{len(people.ids):,} cold users × N = {', '.join(map(str, few_shot['support_sizes']))}")
     return {
         "dataset": {"name": dataset.name, **dataset.summary()},
@@ -69,6 +71,7 @@ def evaluate(
         "cleaning": None if dataset.cleaning is None else dataset.cleaning.to_dict(),
         "few_shot": few_shot,
         "cold_items": cold_items,
+        "warm": warm,
         "training": {
             "stages": [stage._asdict() for stage in reporter.stages],
             "curves": [

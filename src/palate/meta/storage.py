@@ -7,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from palate.backbone.checkpoint import write_atomically
+from palate.data.files import write_atomically
 from palate.errors import ModelError
 
 

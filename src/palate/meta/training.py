@@ -15,8 +15,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.func import vmap
 
+from palate.backbone.batches import inputs
 from palate.backbone.ensemble import Ensemble
-from palate.data.episodes import History, pack
+from palate.data.episodes import History
+from palate.data.event_log import from_histories
 from palate.errors import ConfigError, DataError, NumericalError
 from palate.meta.head import Head, Items, Profile, Query, Support
 from palate.meta.learner import Params
@@ -100,7 +102,7 @@ def make_episodes(
     """
     if min(sizes) > backbone.config.max_events:
         raise ConfigError(
-            f"meta.support_sizes is {tuple(sizes)}, but backbone.max_events is {backbone.config.max_events}; "
+            f"meta.support_sizes is {tuple(sizes)}, but model.max_events is {backbone.config.max_events}; "
             "add a smaller size or raise max_events"
         )
     sizes = [size for size in sizes if size <= backbone.config.max_events]
@@ -111,8 +113,8 @@ def make_episodes(
         raise DataError(
             f"meta-training: no held-out person has {min(sizes) + min_query} distinct items; lower meta.min_query"
         )
-    sequences = pack([history.head(max(sizes)) for history in histories], max(sizes) or 1)
-    states = backbone(vectors, sequences, profiles)
+    read = inputs(from_histories(history.head(max(sizes)) for history in histories), backbone.config.max_events)
+    states = backbone.states(read._replace(profiles=profiles), vectors)
     users = torch.tensor([row for row, _ in cuts])
     places = torch.tensor([size for _, size in cuts])
     heads = [histories[row].head(size) for row, size in cuts]

@@ -12,10 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from palate.backbone.batches import inputs
 from palate.backbone.ensemble import Ensemble
 from palate.config import Config
 from palate.data.catalog import Catalog
-from palate.data.episodes import EMPTY_HISTORY, History, build_histories, pack
+from palate.data.episodes import EMPTY_HISTORY, History, build_histories
+from palate.data.event_log import from_histories
 from palate.data.log import read_ids, require_columns, validate_interactions
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeEncoder
@@ -28,6 +30,8 @@ from palate.meta.training import score_supports
 from palate.metrics import top_k
 from palate.recommend.content import encode_content
 
+_TOGETHER = 256
+"""People who are adapted to at once: the features of their supports are in memory together."""
 _NEAR = 0.1
 """Cosine above which an event is named as the reason for an item."""
 
@@ -152,10 +156,19 @@ class Recommender:
         self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
     ) -> Float[np.ndarray, "user item"]:
         """Adapt to many people at once and score the whole catalogue for each: `adapt` + `score`, batched."""
+        scores = np.zeros((len(histories), len(self.vocabulary)), np.float32)
+        for start in range(0, len(histories), _TOGETHER):
+            some = slice(start, start + _TOGETHER)
+            scores[some] = self._score_some(histories[some], profiles[some])
+        return scores
+
+    def _score_some(
+        self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
+    ) -> Float[np.ndarray, "user item"]:
         with torch.inference_mode():
-            recent = [history.tail(self.config.backbone.max_events) for history in histories]
-            states = self._states(recent, profiles)
-            before = self._states([EMPTY_HISTORY] * len(recent), profiles)
+            states = self._states(histories, profiles)
+            before = self._states([EMPTY_HISTORY] * len(histories), profiles)
+            recent = [history.tail(self.config.model.max_events) for history in histories]
             supports = make_supports(recent, self.items.features, states)
             scores = score_supports(self._head, self.params, self.items, Profile(profiles, before), supports)
         return np.asarray(scores.numpy())
@@ -165,8 +178,7 @@ class Recommender:
     ) -> Float[np.ndarray, "user item"]:
         """What the shared model alone says, without fast weights."""
         with torch.inference_mode():
-            recent = [history.tail(self.config.backbone.max_events) for history in histories]
-            states = self._states(recent, profiles)
+            states = self._states(histories, profiles)
             scores = states @ self.items.vectors[:, :-1].T + self.items.vectors[:, -1]
         return np.asarray(scores.numpy())
 
@@ -291,12 +303,25 @@ class Recommender:
     def _states(
         self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
     ) -> Float[Tensor, "user dim"]:
-        return self.backbone.last_states(self.items.vectors[:, :-1], pack(histories), profiles)
+        read = inputs(from_histories(histories), self.config.model.max_events)
+        return self.backbone.last_states(read._replace(profiles=profiles), self.items.vectors[:, :-1])
+
+    def _before_and_after(
+        self, history: History, profile: Float[Tensor, "profile"]
+    ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+        """The states before the first event and after the last; one reading gives both, if it begins at the first."""
+        length, most = len(history.items), self.config.model.max_events
+        if length > most:
+            before, after = self._states([EMPTY_HISTORY, history], profile.expand(2, -1))
+            return before, after
+        read = inputs(from_histories([history]), most)._replace(profiles=profile[None])
+        [states] = self.backbone.states(read, self.items.vectors[:, :-1])
+        return states[0], states[length]
 
     def _adapt_one(self, history: History, profile: Float[Tensor, "profile"]) -> Fast:
         """`score_many` for one person, without the cost of vectorising."""
-        recent = history.tail(self.config.backbone.max_events)
-        before, after = self._states([EMPTY_HISTORY, recent], profile.expand(2, -1))
+        before, after = self._before_and_after(history, profile)
+        recent = history.tail(self.config.model.max_events)
         support = make_supports([recent], self.items.features, after[None])
         fast = self._head.prior(self.params, Profile(profile, before))
         return self._head.adapt(self.params, fast, Support(*(value[0] for value in support)))
@@ -367,7 +392,7 @@ class Recommender:
 
     def _reasons(self, state: State, places: Int64[np.ndarray, "place"]) -> list[tuple[str, str | None]]:
         """For each listed item the event that is nearest to it in the learned metric, where one is near at all."""
-        recent = state.history.tail(self.config.backbone.max_events).items
+        recent = state.history.tail(self.config.model.max_events).items
         if len(recent) == 0:
             return [("popular with people like you", None)] * len(places)
         with torch.inference_mode():

@@ -19,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from palate.backbone.ensemble import Ensemble
+from palate.backbone.sequence_model import Catalogue
 from palate.config import Config
 from palate.data.episodes import History
 from palate.data.vocabulary import Vocabulary
@@ -30,7 +31,7 @@ from palate.meta.head import Items
 if TYPE_CHECKING:
     from palate.recommend.recommender import Recommender
 
-FORMAT = 1
+FORMAT = 2
 _MANIFEST = "manifest.json"
 _FILES = ("model.safetensors", "people.safetensors", "vocabulary.json", "model.json")
 
@@ -125,7 +126,7 @@ def _weights(recommender: "Recommender") -> dict[str, Tensor]:
     tensors = {f"backbone.{name}": value for name, value in recommender.backbone.state_dict().items()}
     tensors |= {f"params.{name}": value for name, value in recommender.params.items()}
     tensors |= {
-        "content": recommender.backbone.backbones()[0].items.content,
+        "content": recommender.backbone.models()[0].items.content,
         "content_rotation.mean": recommender.content_rotation.mean,
         "content_rotation.axes": recommender.content_rotation.axes,
         "vector_rotation.mean": recommender.space.vector_rotation.mean,
@@ -202,7 +203,9 @@ def _assemble(
     config = Config.from_dict(names["config"], source="model.json")
     state = part("backbone.")
     profile_encoder = AttributeEncoder.from_dict(names["profile_encoder"])
-    backbone = Ensemble(config.backbone, tensors["content"], profile_encoder.dim)
+    content = tensors["content"]
+    catalogue = Catalogue(torch.zeros(len(content), dtype=torch.int64), content)
+    backbone = Ensemble(config.model, config.num_members, catalogue, profile_encoder.dim)
     backbone.load_state_dict(state)
     backbone.eval()
     bounds, refusals = people["items.starts"].tolist(), people["refused.starts"].tolist()
