@@ -4,7 +4,8 @@ Every library trains SASRec with width 64, 2 blocks, 2 heads and the last 200 ev
 without each person's last two events, and is judged on the second last by Palate's own code, with the items that a
 person already had removed. Seconds are CPU time of the library's own process (`time.process_time`), training alone.
 RecTools trains on each sequence once an epoch, with a target at every place; RecBole on every prefix as a sample of its
-own, with one target, which takes hours: some batches are timed and the rest is extrapolated (`share` below 1).
+own, with one target, which takes hours: some batches are timed and the rest is extrapolated (`share` below 1). Palate
+trains on every event of every history, in bfloat16, and anneals over `--epochs`.
 
     python benchmarks/backbone.py --data DIR --peers PEERS [--only "RecTools, full softmax"] [--epochs 2] [--json FILE]
 
@@ -26,16 +27,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from palate.data.event_log import EventLog
+from palate.backbone.batches import BatchConfig, BatchSource
+from palate.backbone.engine import train
+from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceModelConfig
+from palate.backbone.training_config import TrainingConfig
+from palate.baselines.item_item import Scorer
 from palate.evaluation.sequential.data import SequenceData, open_sequences
-from palate.evaluation.sequential.leave_one_out import Held, Scorer, figures, leave_one_out, rank_targets
+from palate.evaluation.sequential.leave_one_out import Held, figures, leave_one_out, rank_targets
+from palate.recommend.sequence import SequenceScorer
 
 Line = dict[str, Any]
 """epoch; cpu_seconds of training so far; share of the last epoch that was run; ndcg@10 on validation, where judged."""
@@ -55,6 +61,7 @@ class Peer(NamedTuple):
     """Whether `--epochs` counts; else a part of one epoch is timed."""
 
 
+PALATE = "Palate, full softmax"
 RECTOOLS, RECBOLE = ("rectools", "rectools_sasrec.py"), ("recbole", "recbole_sasrec.py")
 PEERS: Mapping[str, Peer] = {
     "RecTools, full softmax": Peer(*RECTOOLS, ("--loss", "softmax"), many_epochs=True),
@@ -94,20 +101,28 @@ def measure_peer(peer: Peer, environments: Path, data: SequenceData, epochs: int
     return lines
 
 
-def measure_palate(data: SequenceData, train: Callable[[EventLog], Iterator[Scorer]]) -> list[Line]:
-    """Time a training of Palate's: `train` is given the training sequences and yields a scorer after each epoch.
-
-    What happens between two of its yields is on the clock; judging is not.
-    """
+def measure_palate(data: SequenceData, epochs: int) -> list[Line]:
+    """Train Palate's sequence model at the same width, depth and length; judging is not on the clock."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
     split = leave_one_out(data.log)
+    counts = torch.from_numpy(np.bincount(split.training.items, minlength=data.num_items))
+    model = SequenceModel(SequenceModelConfig(dim=64, num_layers=2, num_heads=2, max_events=200), Catalogue(counts))
     lines: list[Line] = []
-    seconds, started = 0.0, time.process_time()
-    for epoch, scorer in enumerate(train(split.training), 1):
-        seconds += time.process_time() - started
-        value = validation_ndcg(scorer, split.validation, data.num_items)
-        lines.append({"epoch": epoch, "cpu_seconds": seconds, "share": 1.0, "ndcg@10": value})
-        started = time.process_time()
+    judging, started = 0.0, time.process_time()
+
+    def validate(trained: torch.nn.Module) -> float:
+        nonlocal judging
+        seconds, begun = time.process_time() - started - judging, time.process_time()
+        value = validation_ndcg(SequenceScorer((model,), (), torch.ones(1), {}), split.validation, data.num_items)
+        lines.append({"epoch": len(lines) + 1, "cpu_seconds": seconds, "share": 1.0, "ndcg@10": value})
+        judging += time.process_time() - begun
+        return value
+
+    config = TrainingConfig(num_epochs=epochs, learning_rate=2e-3, warmup_steps=100, precision="bfloat16")
+    train(
+        model, BatchSource(split.training, BatchConfig(max_events=200, tokens=4096)), config, seed=0, validate=validate
+    )
     return lines
 
 
@@ -125,15 +140,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--peers", type=Path, required=True)
-    parser.add_argument("--only", choices=tuple(PEERS))
+    parser.add_argument("--only", choices=(PALATE, *PEERS))
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     data = open_sequences("ml-1m", arguments.data)
     results: dict[str, list[Line]] = {}
-    for name in PEERS if arguments.only is None else [arguments.only]:
+    for name in [PALATE, *PEERS] if arguments.only is None else [arguments.only]:
         try:
-            results[name] = measure_peer(PEERS[name], arguments.peers, data, arguments.epochs)
+            if name == PALATE:
+                results[name] = measure_palate(data, arguments.epochs)
+            else:
+                results[name] = measure_peer(PEERS[name], arguments.peers, data, arguments.epochs)
         except FileNotFoundError as error:
             print(f"{name}: not installed ({error})", file=sys.stderr)
             continue

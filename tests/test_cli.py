@@ -182,10 +182,10 @@ def test_train_on_own_files_then_recommend_and_evaluate(shell: Shell, model: Rec
         interactions = "events.csv"
         items = "items.csv"
         columns = { customer = "user_id" }
-        [backbone]
+        [model]
         dim = 8
         num_layers = 1
-        [pretraining]
+        [training]
         num_epochs = 1
         [meta]
         num_steps = 2

@@ -20,6 +20,7 @@ LAYERS = [
     "meta",
     "ratings",
     "config",
+    "pretrain",
     "baselines",
     "recommend",
     "pipeline",

@@ -1,0 +1,264 @@
+"""Pre-train the large model from a folder of events: in this process, on several workers, or on a Ray cluster.
+
+    write_log     interactions → a folder of flat columns with the names of its items, mapped into memory by training
+    pretrain      folder of events → folder of a trained sequence model, resumable, on as many workers as there are
+    load_model    that folder → the model and its items
+
+A run that starts from an older model keeps what that has learned: items it knew stay, new ones begin at zero, people
+need nothing.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float, Float32
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from palate.backbone.batches import BatchConfig, BatchSource
+from palate.backbone.engine import train
+from palate.backbone.launch import launch
+from palate.backbone.run_state import EpochRecord, trained_weights
+from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceModelConfig
+from palate.backbone.training_config import TrainingConfig
+from palate.backbone.warm_start import grow_model, transfer_model
+from palate.config import _build as build_settings
+from palate.data.event_log import EventLog, open_events, write_events
+from palate.data.files import write_atomically
+from palate.data.vocabulary import Vocabulary
+from palate.errors import ConfigError, DataError, ModelError
+
+_FORMAT = "palate-sequence-model-1"
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that a run depends on beside its events."""
+
+    model: SequenceModelConfig = field(default_factory=SequenceModelConfig)
+    """Shape and loss of the model."""
+    batches: BatchConfig = field(default_factory=BatchConfig)
+    """How histories become batches; max_events is the model's."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How it is trained."""
+    seed: int = 0
+    """Of the starting weights, of dropout and of the order of batches."""
+
+
+def read_pretrain_config(path: Path) -> PretrainConfig:
+    """Read a TOML file with the tables [model], [batches] and [training]; what is not in it keeps its default.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown setting or a value that does not fit.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as TOML ({str(error).splitlines()[0]})") from None
+    config: PretrainConfig = build_settings(PretrainConfig(), values, str(path), "")
+    return config
+
+
+class Pretrained(NamedTuple):
+    """A trained model and what its numbers mean."""
+
+    model: SequenceModel
+    """In evaluation mode."""
+    items: Vocabulary
+    """Ids of its items."""
+    history: tuple[EpochRecord, ...]
+    """How training went, an entry an epoch."""
+
+
+def write_log(
+    interactions: pl.DataFrame, folder: Path, content: Mapping[str, Float32[np.ndarray, "content"]] | None = None
+) -> EventLog:
+    """Write validated interactions (see `palate.validate_interactions`) as flat columns, people and items by their ids.
+
+    Event types become kinds, in the order of their names. `content` gives each item's features, such as the vector of
+    its text.
+
+    Raises:
+        DataError: there are more than 255 event types, an item without content, or the folder cannot be written.
+    """
+    kinds = interactions["event_type"].unique().sort().to_list()
+    if len(kinds) > 255:
+        raise DataError(f"events: {len(kinds)} event types; at most 255 can be told apart; merge some")
+    items = interactions["item_id"].unique().sort().to_list()
+    rows = (
+        interactions.with_row_index("order")
+        .sort("user_id", "order")
+        .select(
+            pl.col("user_id"),
+            pl.col("item_id").replace_strict(items, list(range(len(items))), return_dtype=pl.Int32),
+            pl.col("event_type").replace_strict(kinds, list(range(len(kinds))), return_dtype=pl.UInt8),
+            pl.col("weight").cast(pl.Float32),
+            seconds=pl.col("timestamp").dt.epoch("us") / 1e6,
+        )
+    )
+    counts = rows.group_by("user_id", maintain_order=True).len()["len"].to_numpy()
+    log = EventLog(
+        rows["item_id"].to_numpy(),
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        rows["seconds"].to_numpy(),
+        rows["event_type"].to_numpy(),
+        rows["weight"].to_numpy(),
+    )
+    missing = [item for item in items if content is not None and item not in content]
+    if missing:
+        raise DataError(
+            f"events: item {missing[0]!r} has no content ({len(missing):,} items lack it); describe all or none"
+        )
+    write_events(log, folder)
+    (folder / "content.safetensors").unlink(missing_ok=True)
+    if content is not None:
+        table = torch.from_numpy(np.stack([content[item] for item in items]).astype(np.float32))
+        write_atomically(folder / "content.safetensors", save({"content": table}))
+    write_atomically(folder / "names.json", json.dumps({"items": items, "kinds": kinds}).encode())
+    return log
+
+
+def pretrain(
+    events: Path,
+    folder: Path,
+    config: PretrainConfig,
+    *,
+    start: Path | None = None,
+    transfer: bool = False,
+    on: str = "local",
+    workers: int = 1,
+    quiet: bool = False,
+) -> Pretrained:
+    """Train on the events of a folder and leave the model in another; a run that was killed goes on where it was.
+
+    Args:
+        events: what `write_log` wrote; it is mapped into memory, by every worker for itself.
+        folder: takes checkpoints and the trained model; all workers must see it.
+        config: the settings.
+        start: folder of an older model of the same settings to go on from, with more items or other events.
+        transfer: the older model is another shop's: its reading of sequences and content is taken over, not its items.
+        on: local, torchrun, ray, or ray://host:port; see `palate.backbone.launch`.
+        workers: how many share each batch.
+        quiet: whether epochs are not printed.
+
+    Raises:
+        ConfigError, DataError, ModelError, NumericalError: as the parts do; the last checkpoint is whole.
+    """
+    _names(events)  # before workers start
+    if start is not None:
+        _read_page(start)
+    elif transfer:
+        raise ConfigError("transfer is on and there is no model to start from; name one")
+    arguments: dict[str, Any] = {"events": str(events), "folder": str(folder), "settings": asdict(config)}
+    arguments |= {"start": None if start is None else str(start), "transfer": transfer, "quiet": quiet}
+    launch("palate.pretrain:work", arguments, on=on, workers=workers)
+    return load_model(folder)
+
+
+def work(events: str, folder: str, settings: dict[str, Any], start: str | None, transfer: bool, quiet: bool) -> None:
+    """What each worker does; all arguments are plain values, so that they can travel."""
+    config: PretrainConfig = build_settings(PretrainConfig(), settings, "pretraining", "")
+    names, log = _names(Path(events)), open_events(Path(events))
+    older = None if start is None else load_model(Path(start))
+    items = tuple(names["items"])
+    if older is not None and older.model.config != config.model:
+        raise ConfigError(f"{start}: its settings differ from those asked for; go on with the same [model]")
+    content = _content(Path(events))
+    if older is not None and not transfer:
+        items, log, content = _aligned(older, Vocabulary(items), log, content)
+    catalogue = Catalogue(torch.from_numpy(np.bincount(log.items, minlength=len(items))), content)
+    torch.manual_seed(config.seed)
+    if older is None:
+        model = SequenceModel(config.model, catalogue)
+    else:
+        model = (transfer_model if transfer else grow_model)(older.model, catalogue).train()
+    batches = replace(config.batches, max_events=config.model.max_events)
+    page: dict[str, Any] = {"format": _FORMAT, "settings": settings, "items": list(items)}
+    result = train(
+        model,
+        BatchSource(log, batches),
+        config.training,
+        seed=config.seed,
+        folder=Path(folder) / "run",
+        on_epoch=None if quiet else _print_epoch,
+    )
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        if content is not None:
+            write_atomically(Path(folder) / "content.safetensors", save({"content": content}))
+        page["history"] = [record._asdict() for record in result.history]
+        write_atomically(Path(folder) / "model.json", json.dumps(page).encode())
+
+
+def _print_epoch(record: EpochRecord) -> None:
+    print(f"epoch {record.epoch}: loss {record.loss:.4f}, {record.seconds:.0f} s", flush=True)
+
+
+def load_model(folder: Path) -> Pretrained:
+    """Read a trained model.
+
+    Raises:
+        ModelError: the folder holds none, or the run has not ended.
+    """
+    page = _read_page(folder)
+    config: PretrainConfig = build_settings(PretrainConfig(), page["settings"], str(folder), "")
+    items = Vocabulary(tuple(page["items"]))
+    with torch.random.fork_rng(devices=[]):
+        counts = torch.ones(len(items), dtype=torch.int64)
+        model = SequenceModel(config.model, Catalogue(counts, _content(folder)))
+    model.load_state_dict(trained_weights(folder / "run"))
+    return Pretrained(model.eval(), items, tuple(EpochRecord(**record) for record in page["history"]))
+
+
+def _read_page(folder: Path) -> dict[str, Any]:
+    try:
+        page = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        if page["format"] != _FORMAT:
+            raise ModelError(f"{folder}: format {page['format']!r}; this version reads {_FORMAT!r}; train it again")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(
+            f"{folder}: no trained sequence model ({reason}); end the run, or give another folder"
+        ) from None
+    return dict(page)
+
+
+def _names(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / "names.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{folder}: no folder of events ({reason}); write one with palate events") from None
+
+
+def _content(folder: Path) -> Float[Tensor, "item content"] | None:
+    """The items' features, where the folder has them."""
+    path = folder / "content.safetensors"
+    try:
+        return load(path.read_bytes())["content"] if path.exists() else None
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DataError(f"{path}: not readable ({str(error).splitlines()[0]}); write the events again") from None
+
+
+def _aligned(
+    older: Pretrained, found: Vocabulary, log: EventLog, content: Tensor | None
+) -> tuple[tuple[str, ...], EventLog, Tensor | None]:
+    """The older model's items and then the new ones; log (read into memory for it) and content in their numbers."""
+    known = older.items
+    fresh = [name for name in found.ids if name not in known]
+    items = (*known.ids, *fresh)
+    place = {name: number for number, name in enumerate(items)}
+    numbers = np.array([place[name] for name in found.ids], np.int32)
+    features = older.model.items.content
+    if (features is None) != (content is None):
+        raise DataError("warm start: the older model and the new events must both have content, or neither")
+    if features is not None and content is not None:
+        content = torch.cat([features, content[torch.from_numpy(found.index(fresh))]])
+    return items, replace(log, items=numbers[log.items]), content
