@@ -16,6 +16,7 @@ from jaxtyping import Float32
 
 from palate.backbone.batches import BatchConfig, BatchSource, inputs
 from palate.backbone.engine import train
+from palate.backbone.next_item import LossConfig
 from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
 from palate.baselines.item_item import Scorer, ease_weights, item_item_scorer, neighbour_weights, no_weights
@@ -53,7 +54,9 @@ class ColdConfig:
     """People whom the head is trained on."""
     num_validation: int = 400
     """People who choose how far the head is trusted."""
-    model: SequenceModelConfig = field(default_factory=lambda: SequenceModelConfig(dim=64, num_layers=2))
+    model: SequenceModelConfig = field(
+        default_factory=lambda: SequenceModelConfig(dim=64, num_layers=2, loss=LossConfig(distinct=True))
+    )
     """The frozen model."""
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
