@@ -1,5 +1,6 @@
 """What a list holds: its order, its filters, and that it follows the planted taste."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from palate.recommend import Recommendation, Recommender
+from palate.recommend.retrieval import RetrievalConfig
 
 TASTES = ("garden", "kitchen", "toys")
 ids = st.builds("{}-{:02}".format, st.sampled_from(TASTES), st.integers(0, 19))
@@ -173,3 +175,14 @@ def test_only_the_most_recent_events_count_but_all_are_left_out(model: Recommend
 def test_what_the_model_was_given_makes_a_difference(model: Recommender) -> None:
     lists = {tuple(listed(model.recommend([f"{name}-{place:02}"]))) for name in TASTES for place in range(5)}
     assert len(lists) >= 12
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_an_index_lists_what_scoring_everything_lists(model: Recommender, kind: str) -> None:
+    searched = replace(model, retrieval=RetrievalConfig(kind, threshold=10, target_recall=1.0))
+    for events in ([], ["garden-03"], ["toys-01", "toys-02", "kitchen-05"]):
+        for filters in ({}, {"exclude": ["toys-07"]}, {"candidates": ["garden-01", "toys-09"]}, {"include_seen": True}):
+            wanted, found = model.recommend(events, 12, **filters), searched.recommend(events, 12, **filters)
+            assert listed(found) == listed(wanted)
+            assert [line.score for line in found] == pytest.approx([line.score for line in wanted], rel=1e-4, abs=1e-4)
+            assert [line.reason for line in found] == [line.reason for line in wanted]

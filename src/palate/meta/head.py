@@ -202,6 +202,16 @@ def metric(params: Params) -> Float[Tensor, "feature"]:
     return torch.exp(-0.5 * params["head.log_precision"])
 
 
+def search_rows(items: Items) -> Float[Tensor, "item width"]:
+    """Items as rows whose inner product with `search_query` is their score."""
+    return torch.cat([items.vectors, items.features, items.popularity[:, None]], 1)
+
+
+def search_query(fast: Fast) -> Float[Tensor, "width"]:
+    """A person's fast weights as one vector: what an index of `search_rows` is asked."""
+    return torch.cat([fast["state"], fast["delta"] + fast["prior"], fast["popularity"].reshape(1)])
+
+
 def prior_deviation(params: Params, count: Float[Tensor, ""]) -> Float[Tensor, "feature"]:
     """Prior standard deviation of each weight before `count` events are explained."""
     constant, slope = params["head.tempering"]

@@ -1,7 +1,7 @@
 """The recommender: shared weights, one person's fast weights, and the list that follows from them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -23,12 +23,13 @@ from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeEncoder
 from palate.errors import ConfigError, DataError, ModelError
 from palate.meta.evidence import FeatureSpace, Rotation
-from palate.meta.head import Head, Items, Profile, Support, make_head, metric
+from palate.meta.head import Head, Items, Profile, Support, make_head, metric, search_query, search_rows
 from palate.meta.learner import Fast, Params
 from palate.meta.tasks import make_supports
 from palate.meta.training import score_supports
-from palate.metrics import top_k
+from palate.metrics import NO_ITEM, top_k
 from palate.recommend.content import encode_content
+from palate.recommend.retrieval import Index, RetrievalConfig, build_index
 
 _TOGETHER = 256
 """People who are adapted to at once: the features of their supports are in memory together."""
@@ -86,6 +87,9 @@ class Recommender:
     """Encoded profiles of the people in training."""
     training: Mapping[str, object]
     """How the training went: curves and counts."""
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    """How the best of a large catalogue are found, from `retrieval.threshold` items on; below, every item is scored.
+    Not part of the saved model: `dataclasses.replace` sets another."""
 
     def adapt(
         self,
@@ -139,17 +143,19 @@ class Recommender:
             raise ModelError(
                 f"the state names items beyond the {len(self.vocabulary):,} of this model; add those items to it first"
             )
-        with torch.inference_mode():
-            scores = self._head.score(self.params, state.fast, self.items).numpy()
-        allowed = self._allowed(state.history, exclude, include_seen, candidates)
-        ranked = top_k(np.where(allowed, scores, -np.inf)[None], k)[0]
-        places = ranked[ranked >= 0]
+        if len(self.vocabulary) > self.retrieval.threshold:
+            places, values = self._search(state, k, exclude, include_seen, candidates)
+        else:
+            allowed = self._allowed(state.history, exclude, include_seen, candidates)
+            with torch.inference_mode():
+                scores = self._head.score(self.params, state.fast, self.items).numpy()
+            ranked = top_k(np.where(allowed, scores, -np.inf)[None], k)[0]
+            places = ranked[ranked >= 0]
+            values = scores[places]
         reasons = self._reasons(state, places)
         return [
-            Recommendation(
-                rank, self.vocabulary.ids[place], self.titles[place], float(scores[place]), *reasons[rank - 1]
-            )
-            for rank, place in enumerate(places.tolist(), start=1)
+            Recommendation(rank, self.vocabulary.ids[place], self.titles[place], value, *reasons[rank - 1])
+            for rank, (place, value) in enumerate(zip(places.tolist(), values.tolist(), strict=True), start=1)
         ]
 
     def score_many(
@@ -299,6 +305,37 @@ class Recommender:
     def _directions(self) -> Float[Tensor, "item feature"]:
         """Items as unit vectors in the head's metric."""
         return torch.nn.functional.normalize(self.items.features * metric(self.params), dim=1)
+
+    @cached_property
+    def _index(self) -> Index:
+        """All items, searched by inner product; tuned by what people in training would ask."""
+        rows = search_rows(self.items).numpy()
+        users = list(self.users)[:: max(1, len(self.users) // self.retrieval.num_samples)]
+        with torch.inference_mode():
+            queries = [
+                search_query(self._adapt_one(self.users[user], self.profiles[user])).float().numpy() for user in users
+            ]
+        return build_index(rows, self.retrieval, queries=np.stack(queries) if queries else None)
+
+    def _search(
+        self,
+        state: State,
+        k: int,
+        exclude: Collection[str],
+        include_seen: bool,
+        candidates: Collection[str] | None,
+    ) -> tuple[Int64[np.ndarray, "place"], Float[np.ndarray, "place"]]:
+        """The best allowed items and their scores, from the index."""
+        query = search_query(state.fast).float()[None].numpy()
+        if candidates is None:  # a few items left out cost less than a mask over all
+            seen = [] if include_seen else [state.history.items, state.history.refused]
+            excluded = np.concatenate([self.vocabulary.index(list(exclude)), *seen]).astype(np.int64)
+            found = self._index.search(query, k, excluded=[excluded])
+        else:
+            allowed = self._allowed(state.history, exclude, include_seen, candidates)
+            found = self._index.search(query, k, allowed=allowed)
+        kept = found.items[0] != NO_ITEM
+        return found.items[0][kept], found.scores[0][kept]
 
     def _states(
         self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
