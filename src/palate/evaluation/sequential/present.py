@@ -54,6 +54,25 @@ def sequential_table(results: Results) -> Table:
     return table
 
 
+def cold_table(results: Results, part: str, title: str) -> Table:
+    """Models on cold people by support size, and the gain of fast weights; `part` is next or later."""
+    rows = results[part]["sizes"]
+    gain = results[part]["gain"]
+    table = Table(
+        title=f"Cold people, nDCG@10 of {title}",
+        caption=f"mean gain {gain['mean']:+.1%}, 95 % interval {gain['low']:+.1%} to {gain['high']:+.1%}",
+    )
+    table.add_column("after events")
+    for row in rows:
+        table.add_column(str(row["n"]), justify="right")
+    for name, values in results["models"].items():
+        table.add_row(name, *(f"{value:.4f}" for value in values[part]))
+    table.add_row("gain", *(f"{row['relative']['mean']:+.1%}" for row in rows))
+    table.add_row("interval", *(f"{row['low']:+.4f} {row['high']:+.4f}" for row in rows))
+    table.add_row("people", *(f"{row['people']:,}" for row in rows))
+    return table
+
+
 def sequential_page(runs: Sequence[Results]) -> str:
     """A page of docs in Markdown with every run's tables, published figures beside them."""
     lines = [_INTRODUCTION]
