@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test lint bench protocols docs clean
+.PHONY: help setup demo test lint bench protocols sequence docs clean
 
 help:
 	@echo "make setup   create .venv and install Palate with its development tools"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint    formatting, lint and types"
 	@echo "make bench   latency of one person, throughput of meta-training, as ratios against peers"
 	@echo "make protocols DATA=folder   every learner on public few-shot protocols; writes docs/protocols.md"
+	@echo "make sequence DATA=folder    the large model on public sequences, three seeds; writes docs/sequential.md"
 	@echo "make docs    write docs/cli.md from the command line's own help"
 
 setup: $(VENV)/.ready
@@ -41,6 +42,9 @@ bench: setup
 
 protocols: setup
 	$(BIN)/palate bench meta --protocol all --data $(DATA) --page docs/protocols.md
+
+sequence: setup
+	$(BIN)/palate bench sequence --data $(DATA) --seeds 3 --workers 2 --page docs/sequential.md
 
 docs: setup
 	$(BIN)/python docs/generate.py

@@ -14,7 +14,7 @@ _OTHERS = {"hr@5": "HR@5", "ndcg@5": "NDCG@5", "hr@20": "HR@20", "ndcg@20": "NDC
 _INTRODUCTION = """\
 # Next-item models on public data
 
-<!-- Written by `palate bench sequential --page`; do not edit. -->
+<!-- Written by `palate bench sequence --page`; do not edit. -->
 
 Leave one out: the last item of a person is the test, the second last the validation, all before it trains. Every item
 of the catalogue is ranked; an item that ties with the target counts as above it. A model is shown what the person did
@@ -77,7 +77,7 @@ def sequential_page(runs: Sequence[Results]) -> str:
     """A page of docs in Markdown with every run's tables, published figures beside them."""
     lines = [_INTRODUCTION]
     for results in runs:
-        lines += [f"## {results['title']}", "", f"`palate bench sequential --dataset {results['dataset']}`", ""]
+        lines += [f"## {results['title']}", "", f"`palate bench sequence --dataset {results['dataset']}`", ""]
         lines += [_made(results), ""]
         lines += _headline(results)
         lines += [_comparison(found) for found in results["comparisons"]]
