@@ -372,6 +372,8 @@ def pretrain_model(
         training = replace(training, max_seconds=60 * minutes, num_epochs=0 if epochs is None else epochs)
     chosen = replace(chosen, training=training, seed=seed)
     trained = pretrain(events, out, chosen, start=start, transfer=transfer, on=on, workers=workers, quiet=as_json)
+    if int(os.environ.get("RANK", "0")) > 0:  # under torchrun, one worker speaks
+        return
     if as_json:
         print(json.dumps({"items": len(trained.items), "history": [record._asdict() for record in trained.history]}))
         return

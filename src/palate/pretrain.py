@@ -195,6 +195,8 @@ def work(events: str, folder: str, settings: dict[str, Any], start: str | None, 
             write_atomically(Path(folder) / "content.safetensors", save({"content": content}))
         page["history"] = [record._asdict() for record in result.history]
         write_atomically(Path(folder) / "model.json", json.dumps(page).encode())
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # nobody reads the model before it is there
 
 
 def _print_epoch(record: EpochRecord) -> None:
