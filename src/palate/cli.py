@@ -356,21 +356,23 @@ def pretrain_model(
     transfer: Annotated[bool, typer.Option("--transfer", help="The older model is another shop's.")] = False,
     on: Annotated[str, typer.Option(help="local, torchrun, ray, or ray://host:port.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="Workers that share each batch.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of every random draw. Default: the config's.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Pre-train the large model on a folder of events; a run that was stopped goes on where it was."""
     chosen = PretrainConfig() if config is None else read_pretrain_config(config)
     if size is not None:
         shape, model = find_size(size), chosen.model
-        shape = replace(model, dim=shape.dim, num_layers=shape.num_layers, num_heads=shape.num_heads)
+        shape = replace(
+            model, dim=shape.dim, num_layers=shape.num_layers, num_heads=shape.num_heads, dropout=shape.dropout
+        )
         chosen = replace(chosen, model=shape)
     training = chosen.training
     if epochs is not None:
         training = replace(training, num_epochs=epochs)
     if minutes is not None:
         training = replace(training, max_seconds=60 * minutes, num_epochs=0 if epochs is None else epochs)
-    chosen = replace(chosen, training=training, seed=seed)
+    chosen = replace(chosen, training=training, seed=chosen.seed if seed is None else seed)
     trained = pretrain(events, out, chosen, start=start, transfer=transfer, on=on, workers=workers, quiet=as_json)
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun, one worker speaks
         return
@@ -613,3 +615,7 @@ def _print_customer(console: Console, customer: dict[str, Any]) -> None:
     for line in customer["recommended"]:
         mark = "[green]✓ bought later[/]" if line["bought_later"] else ""
         console.print(f"  {line['rank']:>2}  {line['title']:<38} {mark}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

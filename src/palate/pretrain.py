@@ -8,6 +8,7 @@ A run that starts from an older model keeps what that has learned: items it knew
 need nothing.
 """
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from torch import Tensor
 from palate.backbone.batches import BatchConfig, BatchSource
 from palate.backbone.engine import train
 from palate.backbone.launch import launch
+from palate.backbone.parallel import layouts_of, worker_device
 from palate.backbone.run_state import EpochRecord, trained_weights
 from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
@@ -52,6 +54,10 @@ class PretrainConfig:
     seed: int = 0
     """Of the starting weights, of dropout and of the order of batches."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 − 1")
+
 
 def read_pretrain_config(path: Path) -> PretrainConfig:
     """Read a TOML file with the tables [model], [batches] and [training]; what is not in it keeps its default.
@@ -74,6 +80,8 @@ class Pretrained(NamedTuple):
     """In evaluation mode."""
     items: Vocabulary
     """Ids of its items."""
+    kinds: tuple[str, ...]
+    """What the numbers of the kinds of events mean."""
     history: tuple[EpochRecord, ...]
     """How training went, an entry an epoch."""
 
@@ -117,6 +125,7 @@ def write_log(
         raise DataError(
             f"events: item {missing[0]!r} has no content ({len(missing):,} items lack it); describe all or none"
         )
+    (folder / "names.json").unlink(missing_ok=True)  # the names come last and make the folder valid
     write_events(log, folder)
     (folder / "content.safetensors").unlink(missing_ok=True)
     if content is not None:
@@ -152,7 +161,13 @@ def pretrain(
     Raises:
         ConfigError, DataError, ModelError, NumericalError: as the parts do; the last checkpoint is whole.
     """
-    _names(events)  # before workers start
+    kinds = _names(events)["kinds"]  # before workers start
+    if 0 < config.model.num_kinds < len(kinds):
+        raise ConfigError(
+            f"model.num_kinds is {config.model.num_kinds}, {events} has {len(kinds)} kinds: {', '.join(kinds)}"
+        )
+    if start is not None and start.resolve() == folder.resolve():
+        raise ConfigError(f"start and out are both {folder}; leave the new model in another folder")
     if start is not None:
         _read_page(start)
     elif transfer:
@@ -172,6 +187,11 @@ def work(events: str, folder: str, settings: dict[str, Any], start: str | None, 
     if older is not None and older.model.config != config.model:
         raise ConfigError(f"{start}: its settings differ from those asked for; go on with the same [model]")
     content = _content(Path(events))
+    if older is not None and config.model.num_kinds and older.kinds != tuple(names["kinds"]):
+        raise DataError(
+            f"warm start: the older model knows the kinds {', '.join(older.kinds)}, {events} has "
+            f"{', '.join(names['kinds'])}; they must be the same"
+        )
     if older is not None and not transfer:
         items, log, content = _aligned(older, Vocabulary(items), log, content)
     catalogue = Catalogue(torch.from_numpy(np.bincount(log.items, minlength=len(items))), content)
@@ -181,16 +201,19 @@ def work(events: str, folder: str, settings: dict[str, Any], start: str | None, 
     else:
         model = (transfer_model if transfer else grow_model)(older.model, catalogue).train()
     batches = replace(config.batches, max_events=config.model.max_events)
-    page: dict[str, Any] = {"format": _FORMAT, "settings": settings, "items": list(items)}
+    page: dict[str, Any] = {"format": _FORMAT, "settings": settings, "items": list(items), "kinds": names["kinds"]}
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    _claim(Path(folder), _identity(config, items, log, content, start, transfer), first)
     result = train(
         model,
         BatchSource(log, batches),
         config.training,
         seed=config.seed,
         folder=Path(folder) / "run",
+        device=worker_device(),
         on_epoch=None if quiet else _print_epoch,
     )
-    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+    if first:
         if content is not None:
             write_atomically(Path(folder) / "content.safetensors", save({"content": content}))
         page["history"] = [record._asdict() for record in result.history]
@@ -215,8 +238,12 @@ def load_model(folder: Path) -> Pretrained:
     with torch.random.fork_rng(devices=[]):
         counts = torch.ones(len(items), dtype=torch.int64)
         model = SequenceModel(config.model, Catalogue(counts, _content(folder)))
-    model.load_state_dict(trained_weights(folder / "run"))
-    return Pretrained(model.eval(), items, tuple(EpochRecord(**record) for record in page["history"]))
+    layouts = layouts_of(model)  # a worker keeps its own rows of a sharded table
+    weights = trained_weights(folder / "run")
+    model.load_state_dict({name: layouts[name].part(value) for name, value in weights.items()})
+    return Pretrained(
+        model.eval(), items, tuple(page["kinds"]), tuple(EpochRecord(**record) for record in page["history"])
+    )
 
 
 def _read_page(folder: Path) -> dict[str, Any]:
@@ -238,6 +265,36 @@ def _names(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{folder}: no folder of events ({reason}); write one with palate events") from None
+
+
+def _identity(
+    config: PretrainConfig,
+    items: tuple[str, ...],
+    log: EventLog,
+    content: Tensor | None,
+    start: str | None,
+    transfer: bool,
+) -> str:
+    """Hash all that a run's weights depend on but how long it is trained."""
+    digest = hashlib.sha256(repr((config.model, config.batches, config.seed, items, start, transfer)).encode())
+    columns = (log.items, log.offsets, log.seconds, log.kinds, log.values, None if content is None else content.numpy())
+    for column in columns:
+        digest.update(
+            b"none" if column is None else repr(column.shape).encode() + np.ascontiguousarray(column).tobytes()
+        )
+    return digest.hexdigest()
+
+
+def _claim(folder: Path, identity: str, first: bool) -> None:
+    """Refuse a folder that holds another run; note whose it is, and that its model is not ready."""
+    path = folder / "identity"
+    if path.exists():
+        if path.read_text(encoding="ascii") != identity:
+            raise ModelError(f"{folder}: holds a run on other events or with other settings; choose another folder")
+    elif first:
+        write_atomically(path, identity.encode())
+    if first:
+        (folder / "model.json").unlink(missing_ok=True)
 
 
 def _content(folder: Path) -> Float[Tensor, "item content"] | None:

@@ -123,6 +123,6 @@ def _exponentials(
             out -= highest[:, None]
         out.exp_()
         totals = out.sum(1, dtype=torch.float32)
-        if safe or bool((totals.isfinite() & (totals > 1e-30)).all()):
+        if safe or bool(((totals < 1e30) & (totals > 1e-30)).all()):  # room for the product with the items
             break
     return out, totals, highest.float()

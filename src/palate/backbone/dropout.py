@@ -49,5 +49,5 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.rate)
-        dropped: Tensor = _ByteDropout.apply(x, round(self.rate * _STEPS))  # type: ignore[no-untyped-call]
+        dropped: Tensor = _ByteDropout.apply(x, min(_STEPS - 1, round(self.rate * _STEPS)))  # type: ignore[no-untyped-call]
         return dropped

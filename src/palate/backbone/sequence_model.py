@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
 from palate.backbone.attention import AttentionBlock
@@ -233,19 +234,21 @@ class SequenceModel(nn.Module):
 
     def _event_features(self, batch: Batch) -> Tensor | float:
         """What is known of the events beside their items."""
+        # NOTE: an index has a backward pass that adds in any order on several threads; an embedding has one order.
         total: Tensor | float = 0.0
         if self.kind is not None:
-            total = total + self.kind[_needed(batch.kinds, "kinds")]
+            total = total + embedding(_needed(batch.kinds, "kinds"), self.kind)
         if self.value is not None:
             total = total + self.value(_needed(batch.values, "values")[..., None])
         if self.gap is not None or self.hour is not None:
             seconds = _needed(batch.seconds, "seconds")
             if self.gap is not None:
                 gaps = seconds.diff(dim=1, prepend=seconds[:, :1]).clamp_min(0)
-                total = total + self.gap[classify_time(gaps)]
+                total = total + embedding(classify_time(gaps), self.gap)
             if self.hour is not None:
                 assert self.weekday is not None
-                total = total + self.hour[(seconds // _HOUR % 24).long()] + self.weekday[(seconds // _DAY % 7).long()]
+                total = total + embedding((seconds // _HOUR % 24).long(), self.hour)
+                total = total + embedding((seconds // _DAY % 7).long(), self.weekday)
         return total
 
     def _pairs(self, batch: Batch) -> Pairs:

@@ -73,7 +73,12 @@ class TrainingConfig:
         for name in ("learning_rate", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"training.{name} is {getattr(self, name)}; it must be above 0")
-        for name, value in (("final_rate", self.final_rate), ("ema", self.ema), ("betas", max(self.betas))):
+        for name, value in (
+            ("final_rate", self.final_rate),
+            ("ema", self.ema),
+            ("betas", max(self.betas)),
+            ("betas", min(self.betas)),
+        ):
             if not 0 <= value <= 1 or (name != "final_rate" and value == 1):
                 raise ConfigError(f"training.{name} is {getattr(self, name)}; it must be in [0, 1)")
         for name, choices in (

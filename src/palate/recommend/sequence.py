@@ -150,7 +150,7 @@ def fit_sequences(
     for one in config.evidence:
         scorer, chosen = _choose(one, training, judged, goals, num_items)
         evidence.append(scorer)
-        settings[one.kind] = chosen
+        settings[one.kind if one.kind not in settings else f"{one.kind} {len(evidence)}"] = chosen
         say(f"{one.kind}: {chosen}")
     trained = [
         _train_member(training, num_items, config, seed + place, content, folder, partial(say_member, say, place))

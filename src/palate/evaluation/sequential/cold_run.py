@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from palate.backbone.batches import BatchConfig, BatchSource, inputs
 from palate.backbone.engine import train
@@ -21,6 +21,7 @@ from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceMod
 from palate.backbone.training_config import TrainingConfig
 from palate.baselines.item_item import Scorer, ease_weights, item_item_scorer, neighbour_weights, no_weights
 from palate.data.event_log import EventLog
+from palate.errors import ConfigError
 from palate.evaluation.sequential.cold_users import (
     SIZES,
     ScoresAt,
@@ -96,6 +97,8 @@ def run_cold(
         DataError: the scores of a model depend on later events.
         NumericalError: a loss or a score is not finite.
     """
+    if config.model.max_events < _EVENTS:
+        raise ConfigError(f"cold.model.max_events is {config.model.max_events}; the protocol reads {_EVENTS} events")
     groups = split_people(
         data.log.num_users,
         num_test=config.num_test,
@@ -122,7 +125,7 @@ def run_cold(
         "fast weights": partial(_adapted, model, items, head),
         **{name: at_counts(scorer) for name, scorer in _floors(others, kept, data.num_items).items()},
     }
-    check_causal(models["fast weights"], cold.take(np.arange(8)), [1, 5, 20])
+    check_causal(models["fast weights"], cold.take(np.arange(min(8, cold.num_users))), [1, 5, 20])
     results: dict[str, Any] = {"seed": seed, "trust": head["fixed.trust"].tolist(), "models": {}}
     judged: dict[str, Mapping[str, np.ndarray]] = {}
     for name, scorer in models.items():
@@ -130,16 +133,24 @@ def run_cold(
             "next": judge_next(scorer, cold, data.num_items),
             "later": judge_later(scorer, cold, data.num_items),
         }
-        results["models"][name] = {part: np.nanmean(values, 0).tolist() for part, values in judged[name].items()}
-        say(f"{name}: next {np.round(results['models'][name]['next'], 4).tolist()}")
+        results["models"][name] = {part: [_mean(value) for value in values.T] for part, values in judged[name].items()}
+        say(f"{name}: next {[value and round(value, 4) for value in results['models'][name]['next']]}")
     for part in ("next", "later"):
         ours, theirs = judged["fast weights"][part], judged["sequence model"][part]
         rows = [
             {key: value._asdict() if hasattr(value, "_asdict") else value for key, value in row.items()}
             for row in compare(ours, theirs)
         ]
-        results[part] = {"gain": average_gain(ours, theirs)._asdict(), "sizes": rows}
+        hit = np.nansum(theirs, 0) > 0  # short histories leave large sizes without anybody
+        gain = average_gain(ours[:, hit], theirs[:, hit])._asdict() if hit.any() else None
+        results[part] = {"gain": gain, "sizes": rows}
     return results
+
+
+def _mean(values: Float64[np.ndarray, "user"]) -> float | None:
+    """Mean over the people who count; None where nobody does."""
+    real = values[np.isfinite(values)]
+    return float(real.mean()) if len(real) else None
 
 
 def _train_model(

@@ -7,6 +7,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from palate.evaluation.sequential.cold_users import SIZES
+
 Results = Mapping[str, Any]
 _METRICS = {"hr@10": "HR@10", "ndcg@10": "NDCG@10"}
 _OTHERS = {"hr@5": "HR@5", "ndcg@5": "NDCG@5", "hr@20": "HR@20", "ndcg@20": "NDCG@20"}
@@ -60,14 +62,16 @@ def cold_table(results: Results, part: str, title: str) -> Table:
     gain = results[part]["gain"]
     table = Table(
         title=f"Cold people, nDCG@10 of {title}",
-        caption=f"mean gain {gain['mean']:+.1%}, 95 % interval {gain['low']:+.1%} to {gain['high']:+.1%}",
+        caption=""
+        if gain is None
+        else f"mean gain {gain['mean']:+.1%}, 95 % interval {gain['low']:+.1%} to {gain['high']:+.1%}",
     )
     table.add_column("after events")
     for row in rows:
         table.add_column(str(row["n"]), justify="right")
     for name, values in results["models"].items():
-        table.add_row(name, *(f"{value:.4f}" for value in values[part]))
-    table.add_row("gain", *(f"{row['relative']['mean']:+.1%}" for row in rows))
+        table.add_row(name, *(f"{values[part][SIZES.index(row['n'])]:.4f}" for row in rows))
+    table.add_row("gain", *("" if row["relative"] is None else f"{row['relative']['mean']:+.1%}" for row in rows))
     table.add_row("interval", *(f"{row['low']:+.4f} {row['high']:+.4f}" for row in rows))
     table.add_row("people", *(f"{row['people']:,}" for row in rows))
     return table

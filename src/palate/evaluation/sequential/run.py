@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float64
 from threadpoolctl import threadpool_limits
 
-from palate.errors import ConfigError, NumericalError
+from palate.errors import ConfigError, DataError, NumericalError
 from palate.evaluation.sequential.data import SequenceData, open_sequences
 from palate.evaluation.sequential.judged import Judged, fingerprint, read_judged, write_judged
 from palate.evaluation.sequential.leave_one_out import Split, figures, leave_one_out, rank_targets
@@ -76,6 +76,8 @@ def run_sequential(
     found = read_judged(out, name)
     if not found:
         raise ConfigError(f"models: none is named and {out / name} holds none; name at least one")
+    if found[0].test != fingerprint(leave_one_out(data.log).test):
+        raise DataError(f"{out / name}: was judged on other data than {folder}; judge again or name another folder")
     return summarise(data, found)
 
 
