@@ -1,10 +1,16 @@
 """`palate plan`: figures as tables and as JSON, and one line for bad input."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from palate.backbone.devices import find_device
+from palate.backbone.item_tables import ItemTableConfig
+from palate.backbone.plan import PlanConfig, make_plan
+from palate.backbone.plan_tables import plan_json
+from palate.backbone.sizes import find_size
 from palate.cli import app
 
 TINY = ("plan", "--size", "tiny", "--items", "1e3", "--batch", "402")
@@ -63,3 +69,12 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments: tuple[str, ...], say
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
     for word in says:
         assert word in result.stderr
+
+
+def test_a_sharded_table_is_planned_as_the_full_one_it_spreads() -> None:
+    pages = []
+    for table in ("full", "sharded"):
+        model = replace(find_size("tiny"), max_events=20, item_table=ItemTableConfig(table))
+        made = make_plan(model, PlanConfig(500, 1, 200, 1000), find_device("h100"))
+        pages.append(plan_json(made))
+    assert pages[0]["parameters"] == pages[1]["parameters"]

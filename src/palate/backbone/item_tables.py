@@ -88,6 +88,8 @@ class ItemTableEntry(NamedTuple):
     """Whether it is built from semantic ids."""
     fewest_hashes: int = 1
     """The smallest num_hashes."""
+    planned_as: str | None = None
+    """The kind that a plan counts instead: spreading rows over devices is one of its strategies."""
 
 
 def _build_full(config: ItemTableConfig, num_items: int, dim: int, codes: Codes | None) -> FullTable:
@@ -124,7 +126,7 @@ def _build_sharded(config: ItemTableConfig, num_items: int, dim: int, codes: Cod
 
 ITEM_TABLES: Mapping[str, ItemTableEntry] = {
     "full": ItemTableEntry(_build_full, frozenset()),
-    "sharded": ItemTableEntry(_build_sharded, frozenset()),
+    "sharded": ItemTableEntry(_build_sharded, frozenset(), planned_as="full"),
     "quotient": ItemTableEntry(_build_quotient, frozenset({"compression"})),
     "hashed": ItemTableEntry(_build_hashed, frozenset({"compression", "num_hashes", "seed"})),
     "semantic": ItemTableEntry(_build_semantic, frozenset({"compression", "num_hashes", "seed"}), True, 0),

@@ -10,6 +10,7 @@ from functools import cache
 from typing import NamedTuple
 
 from palate.backbone.devices import Device
+from palate.backbone.item_tables import find_item_table
 from palate.backbone.plan_memory import (
     STRATEGIES,
     USABLE,
@@ -95,6 +96,8 @@ def make_plan(model: SequenceModelConfig, config: PlanConfig, device: Device) ->
     Raises:
         ConfigError: settings that do not fit each other.
     """
+    if (kind := find_item_table(model.item_table.kind).planned_as) is not None:
+        model = replace(model, item_table=replace(model.item_table, kind=kind))
     steps = _Steps(model, config, device)
     parameters = count_parameters(model, config.num_items, config.num_content)
     memory = steps.memory()
