@@ -120,9 +120,7 @@ def measure_palate(data: SequenceData, epochs: int) -> list[Line]:
         return value
 
     config = TrainingConfig(num_epochs=epochs, learning_rate=2e-3, warmup_steps=100, precision="bfloat16")
-    train(
-        model, BatchSource(split.training, BatchConfig(max_events=200, tokens=4096)), config, seed=0, validate=validate
-    )
+    train(model, BatchSource(split.training, BatchConfig(tokens=4096), 200), config, seed=0, validate=validate)
     return lines
 
 

@@ -43,7 +43,7 @@ def run(settings: dict[str, Any], out: str) -> None:
         SequenceModelConfig(dim=64, num_layers=2), Catalogue(torch.ones(NUM_ITEMS, dtype=torch.int64))
     )
     sequences = [rng.integers(0, NUM_ITEMS, int(size)) for size in rng.integers(20, 200, 400)]
-    source = BatchSource(from_sequences(sequences), BatchConfig(max_events=200, tokens=4096))
+    source = BatchSource(from_sequences(sequences), BatchConfig(tokens=4096), 200)
     marks: list[tuple[float, float, float]] = []
 
     class Watched(BatchSource):

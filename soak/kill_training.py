@@ -50,7 +50,7 @@ def run_once(folder: Path) -> str:
     shape = SequenceModelConfig(dim=8, num_layers=1, num_heads=2, max_events=10, dropout=0.1)
     model = SequenceModel(shape, Catalogue(torch.ones(20, dtype=torch.int64)))
     sequences = [[(user + place) % 20 for place in range(4 + user % 7)] for user in range(60)]
-    source = BatchSource(from_sequences(sequences), BatchConfig(max_events=10, tokens=60))
+    source = BatchSource(from_sequences(sequences), BatchConfig(tokens=60), 10)
 
     def validate(model: Any) -> float:
         batch = source.load(source.plan(0, 0)[0])

@@ -98,7 +98,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Config:
         model=SequenceModelConfig(
             dim=16, num_layers=1, max_events=16, dropout=0.1, id_dropout=0.1, loss=LossConfig(distinct=True)
         ),
-        batches=BatchConfig(max_events=16, tokens=256, window=8, decay=0.6, even_start=True, first_tile=True),
+        batches=BatchConfig(tokens=256, window=8, decay=0.6, even_start=True, first_tile=True),
         training=TrainingConfig(num_epochs=4, learning_rate=5e-3, warmup_steps=5, precision="bfloat16"),
         evidence=EvidenceConfig(rank=24, content_dim=16, shrink=5.0),
         meta=MetaConfig(

@@ -171,7 +171,6 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path, toml: str, said: s
         ("num_members = 0", "num_members is 0"),
         ("[model]\nnum_heads = 0", "model.num_heads is 0"),
         ("[model]\nnum_layers = -1", "model.num_layers is -1"),
-        ("[model]\nmax_events = 32", "batches.max_events is 64, but the model reads 32 events"),
         ("[model]\ndropout = 1.0", "model.dropout is 1.0"),
         ("[training]\npatience = 2", "training.patience is 2, but members train side by side"),
         ("[training]\nlearning_rate = 0", "training.learning_rate is 0.0"),
@@ -184,7 +183,7 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path, toml: str, said: s
         ("[meta]\nheld_out = 1.0", "meta.held_out is 1.0"),
         ("[meta]\nnum_steps = 0", "meta.num_steps is 0"),
         (
-            "[meta]\nsupport_sizes = [9]\n[model]\nmax_events = 8\n[batches]\nmax_events = 8",
+            "[meta]\nsupport_sizes = [9]\n[model]\nmax_events = 8",
             "meta.support_sizes is (9,), but",
         ),
         ("[evaluation]\nsupport_sizes = []", "evaluation.support_sizes is ()"),

@@ -145,3 +145,33 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     wider = replace(CONFIG, model=replace(CONFIG.model, dim=32))
     with pytest.raises(ConfigError, match="its settings differ"):
         pretrain(tmp_path / "events", tmp_path / "wider", wider, start=tmp_path / "model")
+
+
+def test_what_is_known_of_people_is_read(tmp_path: Path) -> None:
+    people = {f"u{number}": np.array([number % 2, 1], np.float32) for number in range(60)}
+    write_log(shop(), tmp_path / "events", profiles=people)
+    log = open_events(tmp_path / "events")
+    assert log.profiles is not None
+    names = sorted(people)  # as the log has them
+    assert log.profiles[:, 0].tolist() == [people[name][0] for name in names]
+    brief = replace(CONFIG, training=replace(CONFIG.training, num_epochs=2))
+    trained = pretrain(tmp_path / "events", tmp_path / "model", brief)
+    assert trained.model.profile.shape == (2, 16)
+    assert not torch.equal(*trained.model.scores(inputs(log.cut(9), 8))[[names.index("u0"), names.index("u1")]])
+    write_log(shop(), tmp_path / "plain")
+    with pytest.raises(DataError, match="0 profile features, the older model reads 2"):
+        pretrain(tmp_path / "plain", tmp_path / "other", brief, start=tmp_path / "model")
+    with pytest.raises(DataError, match=r"person 'u10' has no profile \(58 lack it\)"):
+        write_log(shop(), tmp_path / "part", profiles={"u0": people["u0"], "u1": people["u1"]})
+
+
+def test_who_is_read_from_the_middle_on_begins_as_everyone_where_training_saw_starts_alone(tmp_path: Path) -> None:
+    write_log(shop(), tmp_path / "events")
+    brief = replace(
+        CONFIG,
+        batches=replace(CONFIG.batches, first_tile=True),
+        training=replace(CONFIG.training, num_epochs=2),
+    )
+    model = pretrain(tmp_path / "events", tmp_path / "model", brief).model
+    assert model.start.abs().sum() > 0
+    assert torch.equal(model.start, model.resume)

@@ -320,13 +320,18 @@ def events(
     log: Annotated[Path, typer.Argument(help="CSV or Parquet of events: user_id, item_id, timestamp.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")] = Path("events"),
     items: Annotated[Path | None, typer.Option(help="CSV or Parquet of items: item_id and a text.")] = None,
-    text: Annotated[str, typer.Option(help="Column of the items that is read as content.")] = "title",
+    text: Annotated[
+        str | None, typer.Option(help="Column of the items that is read as content (default: title).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write events as flat columns that training maps into memory, with the items' texts encoded."""
     interactions = validate_interactions(_read_table(log), source=str(log))
     content = None
+    if items is None and text is not None:
+        raise ConfigError("--text names a column of the items, and there are none; give --items FILE too")
     if items is not None:
+        text = text or "title"
         catalogue = validate_items(_read_table(items), source=str(items))
         require_columns(catalogue, (text,), source=str(items))
         vectors = encode_texts(catalogue[text].cast(pl.String).fill_null("").to_list(), TextConfig())

@@ -118,9 +118,7 @@ class Config:
     )
     """The shared model."""
     batches: BatchConfig = field(
-        default_factory=lambda: BatchConfig(
-            max_events=64, tokens=1024, window=12, decay=0.6, even_start=True, first_tile=True
-        )
+        default_factory=lambda: BatchConfig(tokens=1024, window=12, decay=0.6, even_start=True, first_tile=True)
     )
     """What the shared model is asked for in a training step."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(num_epochs=7, precision="bfloat16"))
@@ -139,11 +137,6 @@ class Config:
             raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 − 1")
         if self.num_members < 1:
             raise ConfigError(f"num_members is {self.num_members}; it must be at least 1")
-        if self.batches.max_events > self.model.max_events:
-            raise ConfigError(
-                f"batches.max_events is {self.batches.max_events}, but the model reads {self.model.max_events} events; "
-                "lower it or raise model.max_events"
-            )
         for name in _NOT_READ:
             if getattr(self.training, name) != getattr(TrainingConfig(), name):
                 raise ConfigError(

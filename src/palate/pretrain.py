@@ -38,7 +38,7 @@ from palate.data.files import write_atomically
 from palate.data.vocabulary import Vocabulary
 from palate.errors import ConfigError, DataError, ModelError
 
-_FORMAT = "palate-sequence-model-1"
+_FORMAT = "palate-sequence-model-2"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PretrainConfig:
     model: SequenceModelConfig = field(default_factory=SequenceModelConfig)
     """Shape and loss of the model."""
     batches: BatchConfig = field(default_factory=BatchConfig)
-    """How histories become batches; max_events is the model's."""
+    """How histories become batches."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """How it is trained."""
     seed: int = 0
@@ -87,15 +87,19 @@ class Pretrained(NamedTuple):
 
 
 def write_log(
-    interactions: pl.DataFrame, folder: Path, content: Mapping[str, Float32[np.ndarray, "content"]] | None = None
+    interactions: pl.DataFrame,
+    folder: Path,
+    content: Mapping[str, Float32[np.ndarray, "content"]] | None = None,
+    profiles: Mapping[str, Float32[np.ndarray, "profile"]] | None = None,
 ) -> EventLog:
     """Write validated interactions (see `palate.validate_interactions`) as flat columns, people and items by their ids.
 
     Event types become kinds, in the order of their names. `content` gives each item's features, such as the vector of
-    its text.
+    its text; `profiles` each person's, which a model of this log then reads.
 
     Raises:
-        DataError: there are more than 255 event types, an item without content, or the folder cannot be written.
+        DataError: there are more than 255 event types, an item without content or a person without a profile, or the
+            folder cannot be written.
     """
     kinds = interactions["event_type"].unique().sort().to_list()
     if len(kinds) > 255:
@@ -112,27 +116,36 @@ def write_log(
             seconds=pl.col("timestamp").dt.epoch("us") / 1e6,
         )
     )
-    counts = rows.group_by("user_id", maintain_order=True).len()["len"].to_numpy()
+    people = rows.group_by("user_id", maintain_order=True).len()
+    counts = people["len"].to_numpy()
     log = EventLog(
         rows["item_id"].to_numpy(),
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         rows["seconds"].to_numpy(),
         rows["event_type"].to_numpy(),
         rows["weight"].to_numpy(),
+        None if profiles is None else _table("person", "profile", people["user_id"].to_list(), profiles),
     )
-    missing = [item for item in items if content is not None and item not in content]
-    if missing:
-        raise DataError(
-            f"events: item {missing[0]!r} has no content ({len(missing):,} items lack it); describe all or none"
-        )
+    table = None if content is None else _table("item", "content", items, content)
     (folder / "names.json").unlink(missing_ok=True)  # the names come last and make the folder valid
     write_events(log, folder)
     (folder / "content.safetensors").unlink(missing_ok=True)
-    if content is not None:
-        table = torch.from_numpy(np.stack([content[item] for item in items]).astype(np.float32))
-        write_atomically(folder / "content.safetensors", save({"content": table}))
+    if table is not None:
+        write_atomically(folder / "content.safetensors", save({"content": torch.from_numpy(table)}))
     write_atomically(folder / "names.json", json.dumps({"items": items, "kinds": kinds}).encode())
     return log
+
+
+def _table(
+    what: str, described: str, names: list[str], features: Mapping[str, Float32[np.ndarray, "feature"]]
+) -> Float32[np.ndarray, "name feature"]:
+    """Features in the order of names."""
+    missing = [name for name in names if name not in features]
+    if missing:
+        raise DataError(
+            f"events: {what} {missing[0]!r} has no {described} ({len(missing):,} lack it); describe all or none"
+        )
+    return np.stack([features[name] for name in names]).astype(np.float32)
 
 
 def pretrain(
@@ -197,16 +210,21 @@ def work(events: str, folder: str, settings: dict[str, Any], start: str | None, 
     catalogue = Catalogue(torch.from_numpy(np.bincount(log.items, minlength=len(items))), content)
     torch.manual_seed(config.seed)
     if older is None:
-        model = SequenceModel(config.model, catalogue)
+        model = SequenceModel(config.model, catalogue, _profile_width(log))
     else:
+        if len(older.model.profile) != _profile_width(log):
+            raise DataError(
+                f"warm start: {events} has {_profile_width(log)} profile features, the older model reads "
+                f"{len(older.model.profile)}; give the same"
+            )
         model = (transfer_model if transfer else grow_model)(older.model, catalogue).train()
-    batches = replace(config.batches, max_events=config.model.max_events)
     page: dict[str, Any] = {"format": _FORMAT, "settings": settings, "items": list(items), "kinds": names["kinds"]}
+    page["profile_features"] = _profile_width(log)
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     _claim(Path(folder), _identity(config, items, log, content, start, transfer), first)
     result = train(
         model,
-        BatchSource(log, batches),
+        BatchSource(log, config.batches, config.model.max_events),
         config.training,
         seed=config.seed,
         folder=Path(folder) / "run",
@@ -237,10 +255,12 @@ def load_model(folder: Path) -> Pretrained:
     items = Vocabulary(tuple(page["items"]))
     with torch.random.fork_rng(devices=[]):
         counts = torch.ones(len(items), dtype=torch.int64)
-        model = SequenceModel(config.model, Catalogue(counts, _content(folder)))
+        model = SequenceModel(config.model, Catalogue(counts, _content(folder)), page["profile_features"])
     layouts = layouts_of(model)  # a worker keeps its own rows of a sharded table
     weights = trained_weights(folder / "run")
     model.load_state_dict({name: layouts[name].part(value) for name, value in weights.items()})
+    if config.batches.first_tile:  # nobody was read from the middle on: who is now begins as everyone did
+        model.resume.data.copy_(model.start.data)
     return Pretrained(
         model.eval(), items, tuple(page["kinds"]), tuple(EpochRecord(**record) for record in page["history"])
     )
@@ -277,8 +297,8 @@ def _identity(
 ) -> str:
     """Hash all that a run's weights depend on but how long it is trained."""
     digest = hashlib.sha256(repr((config.model, config.batches, config.seed, items, start, transfer)).encode())
-    columns = (log.items, log.offsets, log.seconds, log.kinds, log.values, None if content is None else content.numpy())
-    for column in columns:
+    features = None if content is None else content.numpy()
+    for column in (log.items, log.offsets, log.seconds, log.kinds, log.values, log.profiles, features):
         digest.update(
             b"none" if column is None else repr(column.shape).encode() + np.ascontiguousarray(column).tobytes()
         )
@@ -295,6 +315,10 @@ def _claim(folder: Path, identity: str, first: bool) -> None:
         write_atomically(path, identity.encode())
     if first:
         (folder / "model.json").unlink(missing_ok=True)
+
+
+def _profile_width(log: EventLog) -> int:
+    return 0 if log.profiles is None else log.profiles.shape[1]
 
 
 def _content(folder: Path) -> Float[Tensor, "item content"] | None:

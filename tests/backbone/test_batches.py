@@ -24,7 +24,7 @@ LENGTHS = [1, 2, 5, 40, 0, 11, 10, 12, 23]
 
 @pytest.mark.parametrize("epoch", range(4))
 def test_every_event_is_a_target_once_and_read_at_most_once(epoch: int) -> None:
-    source = BatchSource(numbered(LENGTHS), BatchConfig(max_events=10, tokens=40))
+    source = BatchSource(numbered(LENGTHS), BatchConfig(tokens=40), 10)
     predicted, read = [], []
     for plan in source.plan(7, epoch):
         batch = source.load(plan)
@@ -37,7 +37,7 @@ def test_every_event_is_a_target_once_and_read_at_most_once(epoch: int) -> None:
 
 
 def test_a_position_predicts_what_follows_what_it_has_read() -> None:
-    source = BatchSource(numbered(LENGTHS), BatchConfig(max_events=10, tokens=40))
+    source = BatchSource(numbered(LENGTHS), BatchConfig(tokens=40), 10)
     for plan in source.plan(0, 1):
         batch = source.load(plan)
         for row in range(len(plan)):
@@ -55,7 +55,7 @@ def test_a_position_predicts_what_follows_what_it_has_read() -> None:
 
 def test_columns_follow_their_events() -> None:
     profiles = np.arange(len(LENGTHS), dtype=np.float32)[:, None]
-    source = BatchSource(numbered(LENGTHS), BatchConfig(max_events=10, tokens=40), profiles=profiles)
+    source = BatchSource(numbered(LENGTHS), BatchConfig(tokens=40), 10, profiles=profiles)
     for plan in source.plan(0, 0):
         batch = source.load(plan)
         assert batch.seconds is not None
@@ -76,7 +76,7 @@ def test_columns_follow_their_events() -> None:
 
 
 def test_a_window_of_targets_decays_and_ends_with_the_history() -> None:
-    source = BatchSource(from_sequences([[4, 5, 6, 7]]), BatchConfig(max_events=10, window=3, decay=0.5))
+    source = BatchSource(from_sequences([[4, 5, 6, 7]]), BatchConfig(window=3, decay=0.5), 10)
     batch = source.load(source.plan(0, 0)[0])
     assert batch.targets[0, 1].tolist() == [5, 6, 7]
     torch.testing.assert_close(batch.weights[0, 1], torch.tensor([4.0, 2.0, 1.0]) / 7)
@@ -86,10 +86,10 @@ def test_a_window_of_targets_decays_and_ends_with_the_history() -> None:
 
 @pytest.mark.parametrize("first_tile", [False, True])
 def test_an_even_start_asks_for_all_that_follows_alike(first_tile: bool) -> None:
-    config = BatchConfig(max_events=10, tokens=40, window=4, decay=0.5, even_start=True, first_tile=first_tile)
+    config = BatchConfig(tokens=40, window=4, decay=0.5, even_start=True, first_tile=first_tile)
     source, plain = (
-        BatchSource(numbered(LENGTHS), config),
-        BatchSource(numbered(LENGTHS), BatchConfig(10, 40, 4, 0.5, first_tile=first_tile)),
+        BatchSource(numbered(LENGTHS), config, 10),
+        BatchSource(numbered(LENGTHS), BatchConfig(40, 4, 0.5, first_tile=first_tile), 10),
     )
     asked = np.zeros((len(LENGTHS), 100), int)
     num_epochs = 250
@@ -118,7 +118,7 @@ def test_an_even_start_asks_for_all_that_follows_alike(first_tile: bool) -> None
 
 
 def test_a_first_tile_is_the_beginning_and_nothing_else() -> None:
-    source = BatchSource(numbered(LENGTHS), BatchConfig(max_events=10, tokens=40, first_tile=True))
+    source = BatchSource(numbered(LENGTHS), BatchConfig(tokens=40, first_tile=True), 10)
     batches = [source.load(plan) for plan in source.plan(1, 5)]
     predicted = [item for batch in batches for item in batch.targets[batch.weights > 0].tolist()]
     wanted = [100 * user + place for user, length in enumerate(LENGTHS) for place in range(min(length, 11))]
@@ -127,7 +127,7 @@ def test_a_first_tile_is_the_beginning_and_nothing_else() -> None:
 
 
 def test_plans_depend_on_seed_and_epoch_alone() -> None:
-    source = BatchSource(numbered(LENGTHS), BatchConfig(max_events=10, tokens=40))
+    source = BatchSource(numbered(LENGTHS), BatchConfig(tokens=40), 10)
     assert source.plan(1, 2) == source.plan(1, 2)
     assert source.plan(1, 2) != source.plan(1, 3)
     assert source.plan(1, 2) != source.plan(2, 2)
@@ -136,7 +136,7 @@ def test_plans_depend_on_seed_and_epoch_alone() -> None:
 def test_batches_are_bounded_and_hardly_padded() -> None:
     rng = np.random.default_rng(0)
     log = from_sequences([np.arange(length) for length in rng.geometric(0.02, 2000)])
-    source = BatchSource(log, BatchConfig(max_events=50, tokens=1000))
+    source = BatchSource(log, BatchConfig(tokens=1000), 50)
     for plan in source.plan(0, 0):
         assert len(plan) * (max(tile.stop - tile.start for tile in plan) + 1) <= 1000 + 20
     assert padding_share(source) < 0.02
@@ -154,7 +154,7 @@ def test_inputs_are_the_most_recent_events() -> None:
 
 
 def test_some_people_only_and_rows() -> None:
-    source = BatchSource(numbered(LENGTHS), BatchConfig(max_events=10), users=np.array([2, 5]))
+    source = BatchSource(numbered(LENGTHS), BatchConfig(), 10, users=np.array([2, 5]))
     batch = source.load(source.plan(0, 0)[0])
     assert set(batch.users.tolist()) <= {2, 5}
     part = batch.rows(0, 1)
@@ -164,7 +164,7 @@ def test_some_people_only_and_rows() -> None:
 
 def test_nothing_to_predict_is_refused() -> None:
     with pytest.raises(DataError, match="no person has an event"):
-        BatchSource(from_sequences([[], []]), BatchConfig())
+        BatchSource(from_sequences([[], []]), BatchConfig(), 10)
     with pytest.raises(ConfigError, match=r"batches\.tokens is 0"):
         BatchConfig(tokens=0)
     with pytest.raises(ConfigError, match=r"batches\.decay is 0"):

@@ -259,7 +259,7 @@ def sequence_model(dropout: float = 0.1) -> SequenceModel:
 def event_source() -> EventSource:
     """Everyone goes round twenty items."""
     sequences = [[(user + place) % 20 for place in range(4 + user % 7)] for user in range(60)]
-    return EventSource(from_sequences(sequences), BatchConfig(max_events=10, tokens=100))
+    return EventSource(from_sequences(sequences), BatchConfig(tokens=100), 10)
 
 
 def test_the_sequence_model_learns_what_follows() -> None:

@@ -1,5 +1,6 @@
 """An ensemble scores as the sum of its members, wherever they were trained, and survives being killed."""
 
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceMod
 from palate.backbone.training_config import TrainingConfig
 from palate.data.episodes import EMPTY_HISTORY, History
 from palate.data.event_log import from_histories
-from palate.errors import NumericalError
+from palate.errors import ModelError, NumericalError
 
 CONFIG = SequenceModelConfig(dim=8, num_layers=1, max_events=4, dropout=0.1, loss=LossConfig(distinct=True))
 CONTENT = torch.linspace(-3, 3, 30).sin().view(10, 3)
-BATCHES = BatchConfig(max_events=4, tokens=24, window=3, even_start=True)
+BATCHES = BatchConfig(tokens=24, window=3, even_start=True)
 TRAINING = TrainingConfig(num_epochs=2, warmup_steps=2)
 CATALOGUE = Catalogue(torch.arange(10), CONTENT)
 
@@ -126,7 +127,26 @@ def test_members_learn_what_follows_what() -> None:
     assert best.tolist() == [row + 2 for row in range(7)]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_in_a_job_reaches_the_caller(workers: int) -> None:
+def test_an_error_in_a_job_reaches_the_caller() -> None:
     with pytest.raises(NumericalError, match="epoch 1, step 1"):
-        run_jobs([job(0), job(1, torch.full_like(CONTENT, torch.nan))], workers, lambda loss: None)
+        run_jobs([job(0), job(1, torch.full_like(CONTENT, torch.nan))], 1, lambda loss: None)
+
+
+def test_a_killed_worker_is_an_error_and_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = 0
+
+    def kill_one(loss: float) -> None:
+        nonlocal heard
+        heard += 1
+        if heard == 1:
+            multiprocessing.active_children()[0].kill()
+
+    long = [job(seed)._replace(training=TrainingConfig(num_epochs=0, max_seconds=600.0)) for seed in range(2)]
+    with pytest.raises(ModelError, match="a training process was killed"):
+        run_jobs(long, 2, kill_one)
+
+
+def test_the_first_failure_ends_the_other_members() -> None:
+    long = job(0)._replace(training=TrainingConfig(num_epochs=0, max_seconds=600.0))
+    with pytest.raises(NumericalError):
+        run_jobs([long, job(1, torch.full_like(CONTENT, torch.nan))], 2, lambda loss: None)

@@ -40,7 +40,7 @@ def run(folder: str, lives: int = 0) -> None:
     shape = SequenceModelConfig(dim=8, num_layers=1, num_heads=2, max_events=10, dropout=0.1)
     model = SequenceModel(shape, Catalogue(torch.ones(20, dtype=torch.int64)))
     sequences = [[(user + place) % 20 for place in range(3 + user % 8)] for user in range(50)]
-    source = DyingSource(from_sequences(sequences), BatchConfig(max_events=10, tokens=90))
+    source = DyingSource(from_sequences(sequences), BatchConfig(tokens=90), 10)
     source.folder, source.lives = Path(folder), lives
     config = TrainingConfig(num_epochs=3, warmup_steps=5, ema=0.9, precision="bfloat16", checkpoint_steps=2)
     train(model, source, config, seed=1, folder=Path(folder))

@@ -74,7 +74,7 @@ def run(folder: str, seed: int, interrupt: bool = False, **settings: Any) -> Non
     shape = SequenceModelConfig(dim=8, num_layers=2, num_heads=2, max_events=10, dropout=0.0)
     model = SequenceModel(shape, Catalogue(torch.ones(20, dtype=torch.int64)))
     sequences = [[(user + place) % 20 for place in range(3 + user % 8)] for user in range(50)]
-    source = BatchSource(from_sequences(sequences), BatchConfig(max_events=10, tokens=90))
+    source = BatchSource(from_sequences(sequences), BatchConfig(tokens=90), 10)
 
     def validate(judged: nn.Module) -> float:
         assert isinstance(judged, SequenceModel)

@@ -150,7 +150,7 @@ def build(seed: int = 0) -> SequenceModel:
 
 def source() -> BatchSource:
     sequences = [[(user + place) % 20 for place in range(4 + user % 7)] for user in range(60)]
-    return BatchSource(from_sequences(sequences), BatchConfig(max_events=10, tokens=60))
+    return BatchSource(from_sequences(sequences), BatchConfig(tokens=60), 10)
 
 
 CONFIG = TrainingConfig(num_epochs=3, checkpoint_steps=3, ema=0.9)
@@ -194,7 +194,7 @@ def test_events_mapped_from_the_disk_train_to_the_same_weights(tmp_path: Path) -
     in_memory, mapped = build(), build()
     train(in_memory, source(), CONFIG, seed=1)
     write_events(source().log, tmp_path / "events")
-    from_disk = BatchSource(open_events(tmp_path / "events"), BatchConfig(max_events=10, tokens=60))
+    from_disk = BatchSource(open_events(tmp_path / "events"), BatchConfig(tokens=60), 10)
     train(mapped, from_disk, CONFIG, seed=1)
     assert _equal(in_memory.state_dict(), mapped.state_dict())
 

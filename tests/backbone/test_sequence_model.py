@@ -40,7 +40,7 @@ def make_log(seed: int = 0, lengths: tuple[int, ...] = (7, 3, 9, 1)) -> EventLog
 def make_batch(log: EventLog | None = None, seed: int = 0) -> Batch:
     log = make_log() if log is None else log
     profiles = np.random.default_rng(seed).normal(size=(log.num_users, 2)).astype(np.float32)
-    source = BatchSource(log, BatchConfig(max_events=9, tokens=1000), profiles=profiles)
+    source = BatchSource(log, BatchConfig(tokens=1000), 9, profiles=profiles)
     return source.load(source.plan(0, 0)[0])
 
 
@@ -89,7 +89,7 @@ class TestEveryFlavour:
         model = make_model(config)
         # A tile from the middle of a history, so that `resume` has its part.
         log = make_log(lengths=(30, 4))
-        source = BatchSource(log, BatchConfig(max_events=9, tokens=1000), profiles=np.ones((2, 2), np.float32))
+        source = BatchSource(log, BatchConfig(tokens=1000), 9, profiles=np.ones((2, 2), np.float32))
         for plan in source.plan(0, 0):
             model(source.load(plan)).total.backward()
         silent = [
@@ -137,7 +137,7 @@ class TestEveryLoss:
     def test_it_teaches(self, kind: str) -> None:
         """Item n is always followed by item n + 1: a few steps must find that out."""
         log = from_sequences([[(start + step) % NUM_ITEMS for step in range(8)] for start in range(NUM_ITEMS)])
-        source = BatchSource(log, BatchConfig(max_events=9, tokens=10_000))
+        source = BatchSource(log, BatchConfig(tokens=10_000), 9)
         batch = source.load(source.plan(0, 0)[0])
         torch.manual_seed(0)
         config = replace(SMALL, dim=16, loss=LossConfig(kind) if kind == "full" else LossConfig(kind, num_negatives=6))
@@ -243,6 +243,16 @@ def test_a_meta_build_allocates_nothing() -> None:
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_inner_width_is_every_blocks_own_unless_it_is_set(block: str) -> None:
+    def size(multiple: float) -> int:
+        config = replace(SMALL, block=block, hidden_multiple=multiple).block_config()
+        return sum(parameter.numel() for parameter in BLOCKS[block](config).parameters())
+
+    assert size(0.0) == size({"attention": 4.0, "hstu": 1.0}[block])
+    assert size(0.5) < size(1.0) < size(2.0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -253,7 +263,7 @@ def test_a_meta_build_allocates_nothing() -> None:
         ({"heads": {"price": 1.0}}, r"model\.heads names 'price'"),
         ({"heads": {"value": 0.0}}, r"model\.heads\.value is 0\.0"),
         ({"num_layers": -1}, r"model\.num_layers is -1"),
-        ({"hidden_multiple": 0.0}, r"model\.hidden_multiple is 0\.0"),
+        ({"hidden_multiple": -1.0}, r"model\.hidden_multiple is -1\.0"),
         ({"id_dropout": 0.1}, r"model\.id_dropout is 0\.1 and the items have no content"),
     ],
 )
@@ -291,7 +301,7 @@ def test_columns_that_are_missing_are_named() -> None:
 def test_items_shown_before_are_left_out_of_a_distinct_softmax() -> None:
     """Against one position at a time, with everything that came before it at −∞, unless it is asked for again."""
     log = from_sequences([[3, 1, 4, 1, 5], [2, 7], [6]])
-    source = BatchSource(log, BatchConfig(max_events=9, tokens=1000, window=2, decay=0.5))
+    source = BatchSource(log, BatchConfig(tokens=1000, window=2, decay=0.5), 9)
     batch = source.load(source.plan(0, 0)[0])._replace(profiles=torch.ones(3, 2))
     losses = []
     for distinct in (True, False):

@@ -39,7 +39,7 @@ def test_old_items_score_as_before_and_new_ones_by_content(kind: str, content: T
 def test_a_grown_model_learns_its_new_items() -> None:
     grown = grow_model(make(), Catalogue(COUNTS, CONTENT)).train()
     log = from_sequences([[35, 36, 37]] * 4)
-    source = BatchSource(log, BatchConfig(max_events=9))
+    source = BatchSource(log, BatchConfig(), 9)
     batch = source.load(source.plan(0, 0)[0])
     optimiser = torch.optim.Adam(grown.parameters(), 0.02)
     for _ in range(80):

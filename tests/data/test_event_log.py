@@ -45,6 +45,9 @@ def test_take_cut_and_recent_keep_columns_in_step() -> None:
     assert as_lists(log.cut(1)) == [[3, 1], [], [5], []]
     assert as_lists(log.cut(np.array([0, 1, 2, 0]))) == [[3, 1, 2], [], [], [0]]
     assert as_lists(log.recent(2)) == [[1, 2], [], [5, 5], [0]]
+    for refused in (lambda: log.cut(-1), lambda: log.cut(np.array([0, -2, 0, 0])), lambda: log.recent(-1)):
+        with pytest.raises(DataError, match="expected at least 0"):
+            refused()
 
 
 def test_histories_keep_their_times() -> None:

@@ -18,7 +18,7 @@ from palate.recommend.sequence import EvidenceConfig, SequenceConfig, SequenceSc
 NUM_ITEMS = 20
 CONFIG = SequenceConfig(
     SequenceModelConfig(dim=16, num_layers=1, max_events=10, dropout=0.1),
-    BatchConfig(max_events=10, tokens=200),
+    BatchConfig(tokens=200),
     TrainingConfig(num_epochs=20, learning_rate=1e-2, warmup_steps=5),
     num_members=2,
     people=60,

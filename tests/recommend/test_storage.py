@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from palate.data.catalog import Catalog
 from palate.errors import ModelError
 from palate.recommend import Recommender
+from palate.recommend.storage import FORMAT
 
 FILES = ("manifest.json", "model.json", "model.safetensors", "people.safetensors", "vocabulary.json")
 PEOPLE: tuple[str | list[str], ...] = ([], ["garden-01"], ["toys-01", "kitchen-02", "toys-19"], "user-003")
@@ -39,7 +40,7 @@ def lists(model: Recommender) -> list[list[object]]:
 def seal(folder: Path) -> None:
     """Write a manifest that fits whatever the files hold."""
     hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES[1:]}
-    (folder / "manifest.json").write_text(json.dumps({"format": 2, "sha256": hashes}))
+    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "sha256": hashes}))
 
 
 def test_a_saved_model_gives_the_same_lists(model: Recommender, folder: Path) -> None:
@@ -141,10 +142,10 @@ def test_names_of_another_shape_are_refused(folder: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("manifest", "said"),
     [
-        ('{"format": 1, "sha256": {}}', "written in format 1, this version reads 2; train it again"),
-        ('{"format": 2, "sha256": {}}', "differs from what was saved"),
-        ('{"format": 2, "sha256": [1]}', "unreadable"),
-        ('{"format": 2}', "unreadable"),
+        ('{"format": 1, "sha256": {}}', "written in format 1, this version reads 3; train it again"),
+        ('{"format": 3, "sha256": {}}', "differs from what was saved"),
+        ('{"format": 3, "sha256": [1]}', "unreadable"),
+        ('{"format": 3}', "unreadable"),
         ("[]", "unreadable"),
         ("", "unreadable"),
     ],

@@ -24,7 +24,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        dim, hidden = config.dim, round(config.hidden_multiple * config.dim)
+        dim, hidden = config.dim, round((config.hidden_multiple or 4.0) * config.dim)
         self.num_heads = config.num_heads
         self.norm_attention, self.norm_feed = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query_key_value = nn.Linear(dim, 3 * dim, bias=False)

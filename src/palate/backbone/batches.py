@@ -68,8 +68,6 @@ class Tile(NamedTuple):
 class BatchConfig:
     """How histories become batches."""
 
-    max_events: int = 200
-    """Events that one tile reads."""
     tokens: int = 4096
     """Events of a batch, at most; a single tile is never cut for it."""
     window: int = 1
@@ -84,7 +82,7 @@ class BatchConfig:
     evenly, others in each epoch, and of equal weight: what a list without events is judged by."""
 
     def __post_init__(self) -> None:
-        for name in ("max_events", "tokens", "window"):
+        for name in ("tokens", "window"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"batches.{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.decay <= 1:
@@ -102,13 +100,18 @@ class BatchSource:
         self,
         log: EventLog,
         config: BatchConfig,
+        max_events: int,
         *,
         profiles: Float32[np.ndarray, "user profile"] | None = None,
         users: Int64[np.ndarray, "chosen"] | None = None,
     ) -> None:
-        """Read the people `users` of a log, by default all; `profiles` has a row for everyone, by default the log's."""
+        """Read the people `users` of a log, by default all, in tiles of up to `max_events`, which is the model's.
+
+        `profiles` has a row for everyone, by default the log's.
+        """
         self.log = log
         self.config = config
+        self.max_events = max_events
         self.profiles = log.profiles if profiles is None else profiles
         people = np.arange(log.num_users) if users is None else np.asarray(users, np.int64)
         self.users = people[log.lengths()[people] >= 1]
@@ -118,7 +121,7 @@ class BatchSource:
     def plan(self, seed: int, epoch: int) -> list[list[Tile]]:
         """Cut, bucket and shuffle: one list of tiles a batch."""
         rng = np.random.default_rng([seed, epoch])
-        width = self.config.max_events
+        width = self.max_events
         lengths = self.log.lengths()[self.users]
         tiles: list[Tile] = []
         # A tile that reads n events has n + 1 targets from a person's start, n elsewhere; one who is read from the
@@ -228,7 +231,7 @@ def inputs(log: EventLog, max_events: int, profiles: Float32[np.ndarray, "user p
         spread(recent.seconds, np.float64),
         spread(recent.kinds, np.int64),
         spread(recent.values, np.float32),
-        profiles=None if known is None else torch.from_numpy(known),
+        profiles=None if known is None else torch.from_numpy(np.array(known)),  # a mapped file is read-only
     )
 
 

@@ -27,9 +27,9 @@ class BlockConfig:
     num_heads: int
     """Attention heads; a divisor of dim."""
     hidden_multiple: float
-    """Width of the feed-forward part, relative to dim."""
+    """Width of the inner part, relative to dim; 0 is the flavour's own."""
     dropout: float
-    """On attention weights and on both residual branches."""
+    """On attention weights and on residual branches."""
     max_positions: int
     """Positions of the longest sequence, the first token included."""
     relative: bool

@@ -5,10 +5,12 @@ one inner product. What one random start gets wrong, another does not: the sprea
 least is known of a person.
 """
 
+import contextlib
 import multiprocessing
 import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,6 +25,7 @@ from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceMod
 from palate.backbone.training_config import TrainingConfig
 from palate.data.episodes import History
 from palate.data.event_log import from_histories
+from palate.errors import ModelError
 
 
 class Ensemble(nn.Module):
@@ -115,7 +118,7 @@ def run_job(job: Job, on_epoch: Callable[[float], None]) -> Trained:
     model = SequenceModel(job.model, Catalogue(torch.from_numpy(counts), job.content), job.profiles.shape[1])
     result = train(
         model,
-        BatchSource(log, job.batches, profiles=job.profiles.numpy()),
+        BatchSource(log, job.batches, job.model.max_events, profiles=job.profiles.numpy()),
         job.training,
         seed=job.seed,
         folder=job.folder,
@@ -136,18 +139,27 @@ def run_jobs(jobs: Sequence[Job], workers: int, on_epoch: Callable[[float], None
     if min(workers, len(jobs)) <= 1:
         return [run_job(job, on_epoch) for job in jobs]
     context = multiprocessing.get_context("spawn")
-    epochs = context.Queue()
+    epochs, stop = context.Queue(), context.Event()
     with ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(epochs,)
+        min(workers, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(epochs, stop)
     ) as pool:
-        # Arrays travel as numpy: torch would pass file descriptors, which run out.
-        futures = [pool.submit(_work, _packed(job)) for job in jobs]
-        while not all(future.done() for future in futures):
-            try:
-                on_epoch(epochs.get(timeout=0.2))
-            except queue.Empty:
-                continue
-        results = [future.result() for future in futures]
+        try:
+            # Arrays travel as numpy: torch would pass file descriptors, which run out.
+            futures = [pool.submit(_work, _packed(job)) for job in jobs]
+            while not all(future.done() for future in futures):
+                with contextlib.suppress(queue.Empty):
+                    on_epoch(epochs.get(timeout=0.2))
+                for failed in (future for future in futures if future.done() and future.exception()):
+                    failed.result()
+            results = [future.result() for future in futures]
+        except BaseException as error:
+            stop.set()  # the others end with their epoch
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise ModelError(
+                    "members: a training process was killed, most often for want of memory; train fewer at once"
+                ) from None
+            raise
     return [
         Trained({name: torch.from_numpy(value) for name, value in weights.items()}, losses)
         for weights, losses in results
@@ -155,12 +167,20 @@ def run_jobs(jobs: Sequence[Job], workers: int, on_epoch: Callable[[float], None
 
 
 _epochs: Any = None
+_stop: Any = None
 
 
-def _start_worker(epochs: Any) -> None:
-    global _epochs
-    _epochs = epochs
+def _start_worker(epochs: Any, stop: Any) -> None:
+    global _epochs, _stop
+    _epochs, _stop = epochs, stop
     torch.set_num_threads(1)
+
+
+def _report(loss: float) -> None:
+    """Pass an epoch on, and end with it where another member has failed."""
+    if _stop.is_set():
+        raise SystemExit
+    _epochs.put(loss)
 
 
 def _packed(job: Job) -> tuple[Any, ...]:
@@ -170,5 +190,5 @@ def _packed(job: Job) -> tuple[Any, ...]:
 def _work(fields: tuple[Any, ...]) -> tuple[dict[str, Any], tuple[float, ...]]:
     job = Job(*fields)
     job = job._replace(content=torch.from_numpy(job.content), profiles=torch.from_numpy(job.profiles))
-    trained = run_job(job, _epochs.put)
+    trained = run_job(job, _report)
     return {name: value.numpy() for name, value in trained.weights.items()}, trained.losses

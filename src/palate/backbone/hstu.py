@@ -8,6 +8,7 @@ an interest survives, where a softmax keeps its share alone.
 
 import math
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,12 +22,13 @@ class HSTUBlock(nn.Module):
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        dim = config.dim
-        self.num_heads = config.num_heads
+        dim, heads = config.dim, config.num_heads
+        inner = heads * max(round((config.hidden_multiple or 1.0) * dim / heads), 1)
+        self.num_heads, self.inner = heads, inner
         self.max_positions = config.max_positions
-        self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.project = nn.Linear(dim, 4 * dim, bias=False)
-        self.out = nn.Linear(dim, dim)
+        self.norm_in, self.norm_out = nn.LayerNorm(dim), nn.LayerNorm(inner)
+        self.project = nn.Linear(dim, 2 * inner + 2 * dim, bias=False)
+        self.out = nn.Linear(inner, dim)
         self.bias = PairBias(config)
         self.dropout = Dropout(config.dropout)
         nn.init.normal_(self.project.weight, std=0.02 if dim > 512 else 0.5 / math.sqrt(dim))
@@ -34,12 +36,13 @@ class HSTUBlock(nn.Module):
     def forward(self, x: Float[Tensor, "row position dim"], pairs: Pairs) -> Float[Tensor, "row position dim"]:
         """Map the states of one layer to those of the next."""
         rows, width, dim = x.shape
-        heads, size = self.num_heads, dim // self.num_heads
-        gate, value, query, key = F.silu(self.project(self.norm_in(x))).view(rows, width, 4, heads, size).unbind(2)
-        scores = query.transpose(1, 2) @ key.permute(0, 2, 3, 1)
+        heads, inner = self.num_heads, self.inner
+        gate, *parts = torch.split(F.silu(self.project(self.norm_in(x))), [inner, inner, dim, dim], -1)
+        value, query, key = (part.view(rows, width, heads, -1).transpose(1, 2) for part in parts)
+        scores = query @ key.transpose(-1, -2)
         if (learned := self.bias(pairs)) is not None:
             scores = scores + learned.to(scores.dtype)
-        weights = (F.silu(scores) / self.max_positions).masked_fill(pairs.future, 0)
-        mixed = (weights @ value.transpose(1, 2)).transpose(1, 2).reshape(rows, width, dim)
-        added: Tensor = self.out(self.dropout(self.norm_out(mixed) * gate.reshape(rows, width, dim)))
+        weights = self.dropout((F.silu(scores) / self.max_positions).masked_fill(pairs.future, 0))
+        mixed = (weights @ value).transpose(1, 2).reshape(rows, width, inner)
+        added: Tensor = self.out(self.dropout(self.norm_out(mixed) * gate))
         return x + added

@@ -50,6 +50,8 @@ class ItemTableConfig:
                 raise ConfigError(
                     f"item_table.{name} is {getattr(self, name)}; for kind {self.kind} it must be at least {low}"
                 )
+        if self.num_hashes == 0 and self.seed != 0:
+            raise ConfigError(f"item_table.seed is {self.seed}, and without hashes nothing is drawn; leave it out")
 
 
 def build_item_table(config: ItemTableConfig, num_items: int, dim: int, codes: Codes | None = None) -> ItemTable:

@@ -160,8 +160,16 @@ def code_usage(codes: Int64[Tensor, "item level"]) -> Float[Tensor, "level"]:
 
 
 def save_semantic_ids(path: Path, ids: SemanticIds) -> None:
-    """Write codebooks, codes and errors as one safetensors file."""
-    write_atomically(path, save({name: value.contiguous() for name, value in ids._asdict().items()}))
+    """Write codebooks, codes and errors as one safetensors file.
+
+    Raises:
+        ModelError: it cannot be written; what was there before is untouched.
+    """
+    content = save({name: value.contiguous() for name, value in ids._asdict().items()})
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be written ({error.strerror}); free space or choose another") from None
 
 
 def load_semantic_ids(path: Path) -> SemanticIds:

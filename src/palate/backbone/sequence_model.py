@@ -47,8 +47,9 @@ class SequenceModelConfig:
     """Attention heads; a divisor of dim."""
     block: str = "attention"
     """A line of `BLOCKS`: attention or hstu."""
-    hidden_multiple: float = 4.0
-    """Width of the feed-forward part relative to dim, for attention."""
+    hidden_multiple: float = 0.0
+    """Width of a block's inner part relative to dim: of attention's feed-forward part (its own: 4), of the values and
+    their gate of hstu (its own: 1); 0 takes the block's own."""
     max_events: int = 200
     """Events of a person that are read, the most recent ones."""
     dropout: float = 0.2
@@ -78,8 +79,8 @@ class SequenceModelConfig:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}; it must be at least {low}")
         if self.block not in BLOCKS:
             raise ConfigError(f"model.block is {self.block!r}; choose one of: {', '.join(BLOCKS)}")
-        if self.hidden_multiple <= 0:
-            raise ConfigError(f"model.hidden_multiple is {self.hidden_multiple}; it must be above 0")
+        if self.hidden_multiple < 0:
+            raise ConfigError(f"model.hidden_multiple is {self.hidden_multiple}; it must be at least 0")
         for name in ("dropout", "id_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}; it must be in [0, 1)")

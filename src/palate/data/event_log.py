@@ -24,8 +24,10 @@ _COLUMNS: Mapping[str, str] = {"items": "<i4", "seconds": "<f8", "kinds": "|u1",
 class EventLog:
     """Sequences of many people; the optional columns are None where the source does not have them.
 
+    The columns are not read here, so that opening a large log is free.
+
     Raises:
-        DataError: columns of different lengths, offsets that do not fit, or a negative item.
+        DataError: columns of different lengths, or offsets that do not fit.
     """
 
     items: Int32[np.ndarray, "event"]
@@ -75,12 +77,16 @@ class EventLog:
         return self._gather(self.offsets[chosen], self.offsets[chosen + 1], profiles)
 
     def cut(self, drop: int | Int64[np.ndarray, "user"]) -> "EventLog":
-        """Everyone without their last `drop` events; who has fewer has none left."""
+        """Everyone without their last `drop` events; who has fewer has none left; DataError for a negative number."""
+        if np.min(drop, initial=0) < 0:
+            raise DataError(f"events: to drop {np.min(drop)} events of a person; expected at least 0")
         starts = self.offsets[:-1]
         return self._gather(starts, np.maximum(self.offsets[1:] - drop, starts), self.profiles)
 
     def recent(self, length: int) -> "EventLog":
-        """Everyone's `length` most recent events."""
+        """Everyone's `length` most recent events; DataError for a negative number."""
+        if length < 0:
+            raise DataError(f"events: the {length} most recent of a person; expected at least 0")
         stops = self.offsets[1:]
         return self._gather(np.maximum(stops - length, self.offsets[:-1]), stops, self.profiles)
 

@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from palate.encoders.text_cache import write_atomically
+from palate.data.files import write_atomically
 from palate.encoders.text_models import first_line
 from palate.errors import ModelError
 
@@ -52,7 +52,10 @@ def save_adapter(path: Path, adapter: Adapter) -> None:
         tensors[f"{name}.up"] = layer.up.detach().contiguous()
     # NOTE: one entry, because safetensors writes several in an order that changes from process to process.
     about = json.dumps({"format": _FORMAT, "base": adapter.base, "alpha": adapter.alpha})
-    write_atomically(path, safetensors.torch.save(tensors, {"palate": about}))
+    try:
+        write_atomically(path, safetensors.torch.save(tensors, {"palate": about}))
+    except OSError as error:
+        raise ConfigError(f"adapter {path} cannot be written ({error.strerror}); choose another place") from error
 
 
 def load_adapter(path: Path, base: str) -> Adapter:

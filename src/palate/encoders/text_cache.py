@@ -11,9 +11,7 @@ killed, or two that write at once, lose nothing; a row that two files hold count
 import contextlib
 import hashlib
 import logging
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +21,7 @@ from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from palate.data.files import write_atomically
 from palate.encoders.text_models import first_line
 from palate.errors import ConfigError
 
@@ -95,29 +94,20 @@ def add_vectors(folder: Path, new: VectorTable) -> None:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise ConfigError(f"text cache {folder} cannot be made ({error.strerror}); give a cache_dir") from error
-    write_atomically(target, content)
+    write_cached(target, content)
     for path in absorbed:
         if path != target:
             path.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_cached(path: Path, content: bytes) -> None:
     """Write a file in one step: a reader or a crash sees the old content or the new, never half of it.
 
     Raises:
         ConfigError: it cannot be written; nothing was changed.
     """
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(path, content)
     except OSError as error:
         raise ConfigError(
             f"text cache {path} cannot be written ({error.strerror}); free some space or give a cache_dir"

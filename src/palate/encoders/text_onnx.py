@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
-from palate.encoders.text_cache import write_atomically
+from palate.encoders.text_cache import write_cached
 from palate.encoders.text_models import first_line
 from palate.errors import ConfigError, ModelError
 
@@ -75,7 +75,7 @@ def _graph(model: Any, name: str, cache: Path) -> bytes:
         _logger.warning("text cache %s is damaged; making it again", path)
         path.unlink(missing_ok=True)
     made: bytes = quantise(_export(model)).SerializeToString()
-    write_atomically(cache / f"{name}-{hashlib.sha256(made).hexdigest()}.onnx", made)
+    write_cached(cache / f"{name}-{hashlib.sha256(made).hexdigest()}.onnx", made)
     return made
 
 

@@ -187,7 +187,7 @@ def _train_member(
     model = SequenceModel(config.model, Catalogue(counts, content), width)
     result = train(
         model,
-        BatchSource(log, config.batches),
+        BatchSource(log, config.batches, config.model.max_events),
         config.training,
         seed=seed,
         folder=None if folder is None else folder / f"member-{seed}",

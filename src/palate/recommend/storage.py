@@ -31,7 +31,7 @@ from palate.meta.head import Items
 if TYPE_CHECKING:
     from palate.recommend.recommender import Recommender
 
-FORMAT = 2
+FORMAT = 3
 _MANIFEST = "manifest.json"
 _FILES = ("model.safetensors", "people.safetensors", "vocabulary.json", "model.json")
 

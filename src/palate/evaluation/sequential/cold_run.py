@@ -160,7 +160,7 @@ def _train_model(
     model = SequenceModel(config.model, Catalogue(torch.from_numpy(np.bincount(log.items, minlength=num_items))))
     train(
         model,
-        BatchSource(log, BatchConfig(config.model.max_events, config.tokens)),
+        BatchSource(log, BatchConfig(config.tokens), config.model.max_events),
         config.training,
         seed=seed,
         folder=folder,

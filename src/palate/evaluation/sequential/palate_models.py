@@ -23,7 +23,7 @@ _ONCE = LossConfig(distinct=True)
 
 _SHORT = SequenceConfig(
     SequenceModelConfig(dim=128, num_layers=1, num_heads=2, max_events=50, dropout=0.5, loss=_ONCE),
-    BatchConfig(max_events=50, tokens=2048),
+    BatchConfig(tokens=2048),
     TrainingConfig(num_epochs=40, learning_rate=1e-3, warmup_steps=200, precision="bfloat16", ema=0.999),
     evidence=(
         EvidenceConfig("ease", (100.0,), (0.6, 0.7, 0.8)),
@@ -35,7 +35,7 @@ _SHORT = SequenceConfig(
 RECIPES: Mapping[str, SequenceConfig] = {
     "ml-1m": SequenceConfig(
         SequenceModelConfig(dim=128, num_layers=3, num_heads=4, max_events=200, dropout=0.3, loss=_ONCE),
-        BatchConfig(max_events=200, tokens=4096),
+        BatchConfig(tokens=4096),
         TrainingConfig(num_epochs=24, learning_rate=1.5e-3, warmup_steps=200, precision="bfloat16", ema=0.999),
         evidence=(
             EvidenceConfig("ease", (300.0, 1000.0, 3000.0), (0.7, 0.8, 0.9)),

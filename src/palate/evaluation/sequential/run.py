@@ -67,6 +67,8 @@ def run_sequential(
         with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
             futures = {pool.submit(_judge_job, name, folder, out, *job): job for job in jobs}
             for future in as_completed(futures):
+                if future.exception() is not None:
+                    pool.shutdown(wait=False, cancel_futures=True)
                 future.result()
                 say(f"{name}: {futures[future][0]}, seed {futures[future][1]}: done")
     else:
