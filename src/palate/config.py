@@ -113,7 +113,7 @@ class Config:
     """Shared models trained from different seeds and scored together."""
     model: SequenceModelConfig = field(
         default_factory=lambda: SequenceModelConfig(
-            max_events=64, dropout=0.3, id_dropout=0.1, loss=LossConfig(distinct=True)
+            max_events=64, visit_gap=12.0, dropout=0.3, id_dropout=0.1, loss=LossConfig(distinct=True)
         )
     )
     """The shared model."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import polars as pl
@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from palate.backbone.ensemble import Ensemble, Job, Trained, run_jobs
-from palate.backbone.sequence_model import Catalogue
+from palate.backbone.sequence_model import Catalogue, SequenceModel
 from palate.config import Config
 from palate.data.catalog import Catalog
 from palate.data.dataset import Dataset
@@ -207,7 +207,11 @@ def train(
 def fingerprint(job: Job) -> str:
     """Hash all that a member's weights depend on, so that no run goes on from the checkpoint of another."""
     digest = hashlib.sha256(repr((job.seed, job.model, job.batches, job.training)).encode())
-    for array in (job.content.numpy(), job.profiles.numpy(), *(part for history in job.histories for part in history)):
+    for array in (
+        job.content.numpy(),
+        job.profiles.numpy(),
+        *(part for history in job.histories for part in history[:3]),
+    ):
         digest.update(repr(array.shape).encode() + array.tobytes())
     return digest.hexdigest()[:16]
 
@@ -224,6 +228,9 @@ def assemble(
     ensemble = Ensemble(config.model, config.num_members, catalogue, prepared.profile_encoder.dim)
     for member, trained in zip(ensemble.members, members, strict=True):
         member.load_state_dict(trained.weights)
+        if config.batches.first_tile:  # nobody was read from the middle on: who is now begins as everyone did
+            model = cast(SequenceModel, member)
+            model.resume.data.copy_(model.start.data)
     ensemble.eval()
     people = list(histories.values())
     with torch.no_grad():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from palate.backbone.batches import Batch, BatchConfig, BatchSource, inputs
+from palate.backbone.batches import Batch, BatchConfig, BatchSource, Tile, inputs
 from palate.backbone.blocks import NUM_TIME_CLASSES, classify_time
 from palate.backbone.heads import HEADS
 from palate.backbone.next_item import LOSSES, LossConfig
@@ -20,7 +20,14 @@ from palate.errors import ConfigError, DataError
 NUM_ITEMS = 12
 SMALL = SequenceModelConfig(dim=8, num_layers=2, num_heads=2, max_events=9, dropout=0.0)
 RICH = replace(
-    SMALL, timed=True, calendar=True, num_kinds=3, rated=True, relative=True, heads=dict.fromkeys(HEADS, 0.5)
+    SMALL,
+    timed=True,
+    calendar=True,
+    visit_gap=24.0,
+    num_kinds=3,
+    rated=True,
+    relative=True,
+    heads=dict.fromkeys(HEADS, 0.5),
 )
 
 
@@ -229,6 +236,24 @@ def test_heads_learn_what_comes_next() -> None:
         assert value < 0.3 * first[name], name
 
 
+def test_a_token_knows_whether_another_visit_follows() -> None:
+    """A person with three events, a day between the second and the third."""
+    config = replace(SMALL, visit_gap=12.0)
+    model = make_model(config).eval()
+    log = from_sequences([[1, 2, 3]])
+    log = EventLog(log.items, log.offsets, np.array([0.0, 60.0, 90_000.0]), profiles=np.ones((1, 2), np.float32))
+    trained = model.states(BatchSource(log, BatchConfig(), 9).load([Tile(0, 0, 2)]))[0]
+    head = log.cut(1)
+    back, on = (model.states(inputs(head, 9, returning=np.array([returning])))[0] for returning in (True, False))
+    torch.testing.assert_close(back, trained)  # as training has it
+    torch.testing.assert_close(on[:2], trained[:2])
+    assert (on[2] - trained[2]).abs().max() > 1e-3
+    whole = model.states(inputs(log, 9))[0]
+    torch.testing.assert_close(whole[:3], trained)  # within what is known, the times say it
+    with pytest.raises(DataError, match="the model reads seconds"):
+        model.states(inputs(EventLog(log.items, log.offsets, profiles=log.profiles), 9))
+
+
 def test_time_classes_rise() -> None:
     seconds = torch.tensor([0.0, 1.5, 60.0, 3600.0, 86_400.0, 30 * 86_400.0, 1e9]).double()
     classes = classify_time(seconds)
@@ -263,6 +288,7 @@ def test_the_inner_width_is_every_blocks_own_unless_it_is_set(block: str) -> Non
         ({"heads": {"price": 1.0}}, r"model\.heads names 'price'"),
         ({"heads": {"value": 0.0}}, r"model\.heads\.value is 0\.0"),
         ({"num_layers": -1}, r"model\.num_layers is -1"),
+        ({"visit_gap": -1.0}, r"model\.visit_gap is -1\.0"),
         ({"hidden_multiple": -1.0}, r"model\.hidden_multiple is -1\.0"),
         ({"id_dropout": 0.1}, r"model\.id_dropout is 0\.1 and the items have no content"),
     ],

@@ -1,5 +1,6 @@
 """People in training, judged on what they choose after the cut."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -11,8 +12,9 @@ import pytest
 from palate.baselines import BASELINES
 from palate.config import Config
 from palate.data.dataset import Dataset
+from palate.data.episodes import History
 from palate.data.splitting import Split, temporal_split
-from palate.evaluation.few_shot import Judged, palate_models
+from palate.evaluation.few_shot import Judged, Newcomers, palate_models
 from palate.evaluation.report import few_shot_table, write_report
 from palate.evaluation.run import evaluate
 from palate.evaluation.warm import MIN_NEW_ITEMS, SUPPORT_SIZES, evaluate_warm, returning_after
@@ -78,6 +80,24 @@ def test_old_items_are_never_listed_and_new_ones_are_relevant(split: Split, mode
     assert points["oracle"] == [1.0] * len(SUPPORT_SIZES)
     assert [row["best_baseline"] for row in figures["comparisons"]] == ["oracle"] * len(SUPPORT_SIZES)
     assert points["Palate"][0] > 0.3  # a third of the catalogue is of their taste, less what they have
+
+
+def test_palate_is_told_who_has_yet_to_come_back_and_nobody_else_is(split: Split, model: Recommender) -> None:
+    told: list[list[bool]] = []
+
+    def spy(model: Recommender, people: Newcomers) -> list[Judged]:
+        def score(histories: Sequence[History]) -> np.ndarray:
+            told.append([history.returning for history in histories])
+            return np.zeros((len(histories), model.num_trained), np.float32)
+
+        return [Judged("spy", "palate", {}, score)]
+
+    def flat(histories: Sequence[History]) -> np.ndarray:
+        assert not any(history.returning for history in histories)
+        return np.zeros((len(histories), model.num_trained), np.float32)
+
+    evaluate_warm(model, split, spy, [Judged("flat", "baseline", {}, flat)])
+    assert told == [[True] * 10, [False] * 10, [False] * 10]  # at 0, 1 and 5 new items
 
 
 def test_the_whole_evaluation_shows_them(returning_shop: Dataset, model: Recommender, tmp_path: Any) -> None:

@@ -29,7 +29,7 @@ def world() -> tuple[Params, Items, Profile]:
 
 def support_of(items: Items, chosen: list[int], state: Tensor) -> Support:
     mask = torch.tensor([1.0] * len(chosen) + [0.0])
-    return Support(items.features[[*chosen, 0]] * mask[:, None], mask.clone(), mask, state)
+    return Support(items.features[[*chosen, 0]] * mask[:, None], mask.clone(), mask, state, torch.tensor(0.0))
 
 
 def mean_of(params: Params, profile: Profile) -> np.ndarray:
@@ -43,16 +43,18 @@ def ridge_by_hand(rows: np.ndarray, mean: np.ndarray) -> np.ndarray:
     return np.linalg.solve(system, rows.T @ (1 - rows @ mean) / 2)
 
 
+@pytest.mark.parametrize("returning", [0.0, 1.0])
 @pytest.mark.parametrize("chosen", [[], [3], [3, 8, 1]])
-def test_the_score_is_the_sum_of_its_four_terms(chosen: list[int]) -> None:
+def test_the_score_is_the_sum_of_its_four_terms(chosen: list[int], returning: float) -> None:
     params, items, profile = world()
     state = torch.randn(DIM) if chosen else profile.state
-    adapted = head().adapt(params, head().prior(params, profile), support_of(items, chosen, state))
+    support = support_of(items, chosen, state)._replace(returning=torch.tensor(returning))
+    adapted = head().adapt(params, head().prior(params, profile), support)
     scores = head().score(params, adapted, items)
 
     features, vectors = items.features.numpy(), items.vectors.numpy()
     n = len(chosen)
-    inputs = np.array([1, float(n == 0), math.log(1 + n), 1 / (1 + n)])
+    inputs = np.array([1, float(n == 0), math.log(1 + n), 1 / (1 + n), returning])
     trust_state, trust_delta = np.log1p(np.exp(params["gates"].numpy() @ inputs))
     in_context = vectors[:, :DIM] @ state.numpy() + vectors[:, DIM]  # the item's bias is part of it
     moved = features @ ridge_by_hand(features[chosen], mean_of(params, profile))

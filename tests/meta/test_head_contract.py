@@ -37,7 +37,7 @@ def support_of(items: Items, chosen: list[int], state: Tensor, width: int | None
     width = width or max(1, len(chosen))
     padded = torch.tensor(chosen + [0] * (width - len(chosen)), dtype=torch.int64)
     mask = torch.tensor([1.0] * len(chosen) + [0.0] * (width - len(chosen)))
-    return Support(items.features[padded] * mask[:, None], mask.clone(), mask, state)
+    return Support(items.features[padded] * mask[:, None], mask.clone(), mask, state, torch.tensor(0.0))
 
 
 def scores(

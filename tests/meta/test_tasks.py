@@ -25,6 +25,9 @@ def test_choices_come_first_then_refusals_then_padding() -> None:
     assert support.target.tolist() == [[1, 1, -1], [0, 0, 0], [-1, -1, 0]]
     assert support.weight.tolist() == [[1, 1, 1], [0, 0, 0], [1, 1, 0]]
     assert torch.equal(support.state, states)
+    assert support.returning.tolist() == [0, 0, 0]
+    back = make_supports([history([4], [])._replace(returning=True), EMPTY_HISTORY], FEATURES, states[:2])
+    assert back.returning.tolist() == [1, 0]
 
 
 def test_nobody_with_an_event_still_has_a_place() -> None:

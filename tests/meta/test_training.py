@@ -17,7 +17,16 @@ from palate.meta import LEARNERS, find_learner
 from palate.meta.head import Head, Items, Layout, Profile, Query, Support, make_head
 from palate.meta.learner import Params
 from palate.meta.tasks import make_supports
-from palate.meta.training import Episodes, MetaConfig, MetaResult, make_episodes, meta_train, score_supports, validate
+from palate.meta.training import (
+    RETURN,
+    Episodes,
+    MetaConfig,
+    MetaResult,
+    make_episodes,
+    meta_train,
+    score_supports,
+    validate,
+)
 from palate.metrics import ndcg_at_k, top_k
 
 NUM_TASTES, PER_TASTE, NUM_FEATURES, DIM = 4, 12, 8, 3
@@ -267,6 +276,24 @@ class TestMakeEpisodes:
         assert torch.equal(episodes.profile.features, profiles)
         # An empty support is the prior: both states are the same.
         assert torch.equal(episodes.support.state[0], episodes.profile.state[0])
+
+    def test_each_later_visit_that_leaves_enough_to_predict_is_cut_before(self) -> None:
+        # A visit is an item here, 25 hours from the next; the backbone reads 4 events.
+        told = replace(self.backbone.config, visit_gap=24.0)
+        catalogue = Catalogue(torch.ones(NUM_ITEMS, dtype=torch.int64), torch.randn(NUM_ITEMS, 3))
+        self.backbone = Ensemble(told, 2, catalogue, 2).eval()
+        for model in self.backbone.models():
+            torch.nn.init.normal_(model.get_parameter("visit"))
+        self.people[0] = self.history([5, 9, 2, 7, 1, 30, 12])
+        episodes = self.make((2,))
+        assert episodes.size.tolist() == [2, 2, *[RETURN] * 5, *[RETURN] * 2]
+        assert episodes.support.returning.tolist() == [0, 0, *[1] * 7]
+        last = episodes.support.features[6, :4]  # before the sixth visit: the four most recent of five items
+        torch.testing.assert_close(last, self.items.features[torch.tensor([9, 2, 7, 1])])
+        assert episodes.seen[6].nonzero().flatten().tolist() == [1, 2, 5, 7, 9]
+        # The same two events, asked right away and for another visit.
+        assert torch.equal(episodes.support.features[0, :2], episodes.support.features[3, :2])
+        assert not torch.equal(episodes.support.state[0], episodes.support.state[3])
 
     def test_nobody_long_enough(self) -> None:
         with pytest.raises(DataError, match=r"no held-out person has 12 distinct items; lower meta\.min_query"):

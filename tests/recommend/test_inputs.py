@@ -34,7 +34,19 @@ def profile_of(dataset: Dataset, user: str) -> dict[str, object]:
 def test_a_known_id_gives_the_list_of_that_persons_events_and_profile(model: Recommender, early_shop: Dataset) -> None:
     for user in ("user-000", "user-001", "user-008"):
         events, profile = events_of(early_shop, user), profile_of(early_shop, user)
-        assert model.recommend(user) == model.recommend(events, profile=profile)
+        assert model.recommend(user) == model.recommend(events, profile=profile, returning=True)
+
+
+def test_a_person_who_comes_back_gets_another_list_than_one_who_goes_on(
+    model: Recommender, early_shop: Dataset
+) -> None:
+    events, profile = events_of(early_shop, "user-003"), profile_of(early_shop, "user-003")
+    on, back = (model.recommend(events, 5, profile=profile, returning=value) for value in (False, True))
+    assert on == model.recommend(events, 5, profile=profile)
+    assert back == model.recommend("user-003", 5)
+    assert [row.score for row in on] != [row.score for row in back]
+    assert on == model.recommend("user-003", 5, returning=False)
+    assert model.recommend([], 5, returning=True) == model.recommend([], 5)
 
 
 def test_a_list_of_ids_is_a_table_of_events_seconds_apart(model: Recommender) -> None:
@@ -78,7 +90,7 @@ def test_a_profile_changes_the_first_list(model: Recommender) -> None:
 
 
 def test_a_profile_given_with_a_known_id_stands_in_for_the_saved_one(model: Recommender, early_shop: Dataset) -> None:
-    expected = model.recommend(events_of(early_shop, "user-000"), profile={"country": "Italy"})
+    expected = model.recommend(events_of(early_shop, "user-000"), profile={"country": "Italy"}, returning=True)
     assert model.recommend("user-000", profile={"country": "Italy"}) == expected
     assert model.recommend("user-000") != expected
 

@@ -39,7 +39,8 @@ class Batch(NamedTuple):
     kinds: Int64[Tensor, "row event"] | None = None
     values: Float32[Tensor, "row event"] | None = None
     next_seconds: Float64[Tensor, "row position"] | None = None
-    """Time of the next event, for heads that predict it; never an input."""
+    """Time of the next event, for heads that predict it; no more of it than whether it comes in another visit is
+    ever an input, which whoever asks for a list knows too."""
     next_kinds: Int64[Tensor, "row position"] | None = None
     next_values: Float32[Tensor, "row position"] | None = None
     profiles: Float32[Tensor, "row profile"] | None = None
@@ -203,8 +204,16 @@ class BatchSource:
         )
 
 
-def inputs(log: EventLog, max_events: int, profiles: Float32[np.ndarray, "user profile"] | None = None) -> Batch:
-    """Everyone's most recent events as one batch without targets: what a model reads to recommend."""
+def inputs(
+    log: EventLog,
+    max_events: int,
+    profiles: Float32[np.ndarray, "user profile"] | None = None,
+    returning: Bool[np.ndarray, "user"] | None = None,
+) -> Batch:
+    """Everyone's most recent events as one batch without targets: what a model reads to recommend.
+
+    `returning` says for whom what comes next belongs to another visit than the last event; by default for nobody.
+    """
     recent = log.recent(max_events)
     sizes = recent.lengths()
     width = max(int(sizes.max(initial=0)), 1)
@@ -217,9 +226,17 @@ def inputs(log: EventLog, max_events: int, profiles: Float32[np.ndarray, "user p
         table[mask] = column
         return torch.from_numpy(table)
 
-    items = spread(recent.items, np.int64)
+    items, seconds = spread(recent.items, np.int64), spread(recent.seconds, np.float64)
     assert items is not None
     rows = len(sizes)
+    following = None
+    if seconds is not None:
+        following = torch.cat([seconds, torch.zeros(rows, 1, dtype=torch.float64)], 1)
+        people, last = torch.arange(rows), torch.from_numpy(sizes)
+        following[people, last] = seconds[people, (last - 1).clamp_min(0)]  # the list is asked for right away
+        if returning is not None:
+            later = torch.from_numpy(returning)
+            following[people[later], last[later]] = torch.inf
     known = log.profiles if profiles is None else profiles
     return Batch(
         items,
@@ -228,9 +245,10 @@ def inputs(log: EventLog, max_events: int, profiles: Float32[np.ndarray, "user p
         torch.arange(rows),
         torch.zeros(rows, width + 1, 1, dtype=torch.int64),
         torch.zeros(rows, width + 1, 1),
-        spread(recent.seconds, np.float64),
+        seconds,
         spread(recent.kinds, np.int64),
         spread(recent.values, np.float32),
+        following,
         profiles=None if known is None else torch.from_numpy(np.array(known)),  # a mapped file is read-only
     )
 

@@ -60,6 +60,9 @@ class SequenceModelConfig:
     """Whether attention and tokens know the time between events."""
     calendar: bool = False
     """Whether tokens know the hour and the day of the week of their events."""
+    visit_gap: float = 0.0
+    """Hours without an event after which the next one belongs to another visit. Tokens then know whether what comes
+    after them does: who fills a basket and who comes back look for different things. 0: they are not told."""
     num_kinds: int = 0
     """Kinds of events that tokens and the head "kind" tell apart; 0 where the log has none."""
     rated: bool = False
@@ -84,6 +87,8 @@ class SequenceModelConfig:
         for name in ("dropout", "id_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"model.{name} is {getattr(self, name)}; it must be in [0, 1)")
+        if not self.visit_gap >= 0:
+            raise ConfigError(f"model.visit_gap is {self.visit_gap}; it must be at least 0 hours")
         for name, weight in self.heads.items():
             if name not in HEADS:
                 raise ConfigError(f"model.heads names {name!r}; choose among: {', '.join(HEADS)}")
@@ -159,6 +164,7 @@ class SequenceModel(nn.Module):
         self.gap = _small(NUM_TIME_CLASSES, dim) if config.timed else None
         self.hour = _small(24, dim) if config.calendar else None
         self.weekday = _small(7, dim) if config.calendar else None
+        self.visit = nn.Parameter(torch.zeros(dim)) if config.visit_gap else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(BLOCKS[config.block](blocks) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(dim)
@@ -241,6 +247,10 @@ class SequenceModel(nn.Module):
             total = total + embedding(_needed(batch.kinds, "kinds"), self.kind)
         if self.value is not None:
             total = total + self.value(_needed(batch.values, "values")[..., None])
+        if self.visit is not None:
+            seconds, following = _needed(batch.seconds, "seconds"), _needed(batch.next_seconds, "seconds")
+            another = following[:, 1:] - seconds > _HOUR * self.config.visit_gap
+            total = total + another[..., None] * self.visit
         if self.gap is not None or self.hour is not None:
             seconds = _needed(batch.seconds, "seconds")
             if self.gap is not None:

@@ -24,6 +24,8 @@ class History(NamedTuple):
     """When each was first chosen, in seconds since 1970-01-01."""
     refused: Int64[np.ndarray, "refusal"]
     """Distinct items that the person said no to, and did not choose again later."""
+    returning: bool = False
+    """Whether the list to come is for another visit than the last event's; see `SequenceModelConfig.visit_gap`."""
 
     def head(self, length: int) -> "History":
         """The first `length` items, as if nothing had happened afterwards."""
@@ -32,7 +34,7 @@ class History(NamedTuple):
     def tail(self, length: int) -> "History":
         """The most recent `length` items."""
         start = max(len(self.items) - length, 0)
-        return History(self.items[start:], self.times[start:], self.refused)
+        return History(self.items[start:], self.times[start:], self.refused, self.returning)
 
 
 EMPTY_HISTORY = History(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))

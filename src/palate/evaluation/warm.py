@@ -7,16 +7,19 @@ removed from the list.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Float
 
 from palate.data.episodes import History, build_histories
 from palate.data.splitting import Split
 from palate.data.vocabulary import Vocabulary
-from palate.evaluation.few_shot import Judged, Newcomers, few_shot_curve
+from palate.evaluation.few_shot import Judged, Newcomers, ScoreHistories, few_shot_curve
 from palate.recommend.recommender import Recommender
 
 SUPPORT_SIZES = (0, 1, 5)
@@ -74,8 +77,12 @@ def evaluate_warm(
     if found is None:
         return None
     config = replace(model.config.evaluation, support_sizes=SUPPORT_SIZES, min_items=MIN_NEW_ITEMS)
+    models = [
+        judged._replace(score=partial(_score_returning, judged.score, split.cut.replace(tzinfo=UTC).timestamp()))
+        for judged in palate_models(model, found.people)
+    ]
     curve = few_shot_curve(
-        [*palate_models(model, found.people), *baselines],
+        [*models, *baselines],
         found.people,
         model.num_trained,
         config,
@@ -83,3 +90,8 @@ def evaluate_warm(
         known=found.known,
     )
     return curve | {"since": " since the cut"}
+
+
+def _score_returning(score: ScoreHistories, cut: float, histories: Sequence[History]) -> Float[np.ndarray, "user item"]:
+    """Score people who have no event since the cut as those who come back, which is when a list is asked for."""
+    return score([history._replace(returning=bool(history.times[-1] < cut)) for history in histories])

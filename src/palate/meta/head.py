@@ -6,7 +6,8 @@ Fast weights together are one query vector, so scoring stays an inner product:
 
 where state is what the backbone read in context, w₀ the prior mean (from nothing and from the profile), Δ what the
 learner makes of the support on top of w₀, σ the spread of each term over the catalogue, and g gates that are learned as
-functions of the support size n: how far to trust in-context reading and adapted weights after n events. Popularity has
+functions of the support size n and of whether the list is for another visit: how far to trust in-context reading, which
+goes on with the basket at hand, and adapted weights, which know the person. Popularity has
 one weight p whatever n is: how fast it loses against taste changes from season to season, and a learned decline did
 not carry over.
 
@@ -30,8 +31,10 @@ from palate.meta.model import linear_model
 from palate.meta.objectives import ranking_loss
 from palate.meta.table import build, find_learner
 
-NUM_GATE_INPUTS = 4
+NUM_GATE_INPUTS = 5
 _GATE_START = {"state": 0.9, "evidence": 0.45}
+_RETURN_START = {"state": -1.2, "evidence": 2.1}
+"""Added before the softplus where the list is for another visit: the last basket says little of the next one."""
 _POPULARITY_START = 0.5
 _TEMPERING_START = (-0.3, 0.2)
 _EPSILON = 1e-6
@@ -55,6 +58,8 @@ class Support(NamedTuple):
     """How much an event counts; 0 for padding."""
     state: Float[Tensor, "dim"]
     """The backbone's state after these events."""
+    returning: Float[Tensor, ""]
+    """1 where the list is for another visit than that of the last event, else 0."""
 
 
 class Items(NamedTuple):
@@ -130,6 +135,7 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
     def params(layout: Layout, items: Items) -> Params:
         gates = torch.zeros(len(_GATE_START), NUM_GATE_INPUTS)
         gates[:, 0] = torch.tensor([math.log(math.expm1(start)) for start in _GATE_START.values()])
+        gates[:, -1] = torch.tensor(list(_RETURN_START.values()))
         return {
             "gates": gates,
             "popularity": torch.tensor(_POPULARITY_START),
@@ -156,8 +162,10 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
         # NOTE: what such a learner learned about one feature is wrong where a new fit gives the feature another sense.
         return scale * params["fixed.has_prior"] if by_feature else scale
 
-    def compose(params: Params, start: Fast, state: Tensor, mean: Tensor, moved: Tensor, count: Tensor) -> Fast:
-        gates = F.softplus(params["gates"] @ _gate_inputs(count))
+    def compose(
+        params: Params, start: Fast, state: Tensor, mean: Tensor, moved: Tensor, count: Tensor, returning: Tensor
+    ) -> Fast:
+        gates = F.softplus(params["gates"] @ _gate_inputs(count, returning))
         query = torch.cat([state, state.new_ones(1)])
         delta = scale_of(params, count) * moved
         return {
@@ -171,7 +179,8 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
     def prior(params: Params, profile: Profile) -> Fast:
         mean = (params["prior.bias"] + profile.features @ params["prior.profile"]) * params["fixed.has_prior"]
         start = core.prior(core_params(params), profile.features)
-        return compose(params, start, profile.state, mean, start["weight"], mean.new_zeros(()))
+        never = mean.new_zeros(())
+        return compose(params, start, profile.state, mean, start["weight"], never, never)
 
     def adapt(params: Params, fast: Fast, support: Support) -> Fast:
         count = (support.weight > 0).sum().to(support.weight)
@@ -181,7 +190,7 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
         inputs = torch.cat([rows, (support.features @ mean)[:, None]], 1)
         kind = torch.zeros_like(support.weight, dtype=torch.int64)
         moved = core.adapt(core_params(params), start, Events(inputs, support.target, support.weight, kind))
-        return compose(params, start, support.state, mean, moved["weight"], count)
+        return compose(params, start, support.state, mean, moved["weight"], count, support.returning)
 
     def score(params: Params, fast: Fast, items: Items) -> Tensor:
         return (
@@ -223,9 +232,9 @@ def _shown(name: str) -> str:
     return f"fixed.learner.{name[len('fixed.') :]}" if name.startswith("fixed.") else f"learner.{name}"
 
 
-def _gate_inputs(count: Float[Tensor, ""]) -> Float[Tensor, "input"]:
-    """Support size as [1, n = 0, log(1 + n), 1/(1 + n)]."""
-    return torch.stack([torch.ones_like(count), (count == 0).to(count), count.log1p(), 1 / (1 + count)])
+def _gate_inputs(count: Float[Tensor, ""], returning: Float[Tensor, ""]) -> Float[Tensor, "input"]:
+    """Support size as [1, n = 0, log(1 + n), 1/(1 + n)], and whether the list is for another visit."""
+    return torch.stack([torch.ones_like(count), (count == 0).to(count), count.log1p(), 1 / (1 + count), returning])
 
 
 def _spread(query: Float[Tensor, "feature"], covariance: Float[Tensor, "feature feature"]) -> Float[Tensor, ""]:

@@ -30,4 +30,5 @@ def make_supports(
         target[row, : len(history.items)] = 1.0
         target[row, len(history.items) : length] = -1.0
         mask[row, :length] = 1.0
-    return Support(features[items] * mask[..., None], target, mask, states)
+    returning = torch.tensor([float(history.returning) for history in histories])
+    return Support(features[items] * mask[..., None], target, mask, states, returning)

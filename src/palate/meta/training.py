@@ -64,10 +64,19 @@ class MetaConfig:
             raise ConfigError(f"meta.learning_rate is {self.learning_rate}; it must be above 0")
 
 
+RETURN = -1
+"""Instead of a support size: the support is all that came before another visit."""
+
+
+_TOGETHER = 256
+"""Episodes whose states are computed together."""
+
+
 class Episodes(NamedTuple):
     """A set of tasks; every tensor has the episode as its first axis."""
 
     size: Int64[Tensor, "episode"]
+    """Support size, or `RETURN`."""
     profile: Profile
     support: Support
     relevant: Bool[Tensor, "episode item"]
@@ -94,7 +103,9 @@ def make_episodes(
     sizes: Sequence[int],
     min_query: int,
 ) -> Episodes:
-    """Cut each history after each size that leaves `min_query` items to predict.
+    """Cut each history after each size that leaves `min_query` items to predict, and before each later visit that does.
+
+    A list after so many events is asked for right away; visits are told apart where the model's `visit_gap` says how.
 
     Raises:
         ConfigError: every size is above what the backbone reads.
@@ -106,27 +117,45 @@ def make_episodes(
             "add a smaller size or raise max_events"
         )
     sizes = [size for size in sizes if size <= backbone.config.max_events]
+    most, gap = backbone.config.max_events, backbone.config.visit_gap
     cuts = [
-        (row, size) for row, history in enumerate(histories) for size in sizes if len(history.items) >= size + min_query
+        (row, size, False)
+        for row, history in enumerate(histories)
+        for size in sizes
+        if len(history.items) >= size + min_query
     ]
+    if gap:
+        cuts += [
+            (row, place, True)
+            for row, history in enumerate(histories)
+            for place in (np.flatnonzero(np.diff(history.times) > 3600 * gap) + 1).tolist()
+            if len(history.items) >= place + min_query
+        ]
     if not cuts:
         raise DataError(
             f"meta-training: no held-out person has {min(sizes) + min_query} distinct items; lower meta.min_query"
         )
-    read = inputs(from_histories(history.head(max(sizes)) for history in histories), backbone.config.max_events)
-    states = backbone.states(read._replace(profiles=profiles), vectors)
-    users = torch.tensor([row for row, _ in cuts])
-    places = torch.tensor([size for _, size in cuts])
-    heads = [histories[row].head(size) for row, size in cuts]
+    users = torch.tensor([row for row, _, _ in cuts])
+    supports = [histories[row].head(place).tail(most)._replace(returning=returning) for row, place, returning in cuts]
+    places = torch.tensor([len(support.items) for support in supports])
+    before, after = [], []
+    for start in range(0, len(cuts), _TOGETHER):
+        some = slice(start, start + _TOGETHER)
+        returning = np.array([support.returning for support in supports[some]])
+        read = inputs(from_histories(supports[some]), most, returning=returning)
+        states = backbone.states(read._replace(profiles=profiles[users[some]]), vectors)
+        # Who is read from the middle on begins as everyone does.
+        before.append(states[:, 0])
+        after.append(states[torch.arange(len(states)), places[some]])
     relevant = torch.zeros(len(cuts), len(vectors), dtype=torch.bool)
     seen = torch.zeros(len(cuts), len(vectors), dtype=torch.bool)
-    for episode, (row, size) in enumerate(cuts):
-        relevant[episode, histories[row].items[size:]] = True
-        seen[episode, histories[row].items[:size]] = True
+    for episode, (row, place, _) in enumerate(cuts):
+        relevant[episode, histories[row].items[place:]] = True
+        seen[episode, histories[row].items[:place]] = True
     return Episodes(
-        places,
-        Profile(profiles[users], states[users, 0]),
-        make_supports(heads, items.features, states[users, places]),
+        torch.tensor([RETURN if returning else place for _, place, returning in cuts]),
+        Profile(profiles[users], torch.cat(before)),
+        make_supports(supports, items.features, torch.cat(after)),
         relevant,
         seen,
     )

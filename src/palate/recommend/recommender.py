@@ -96,18 +96,23 @@ class Recommender:
         events: "str | pl.DataFrame | Sequence[str]",
         *,
         profile: Mapping[str, object] | None = None,
+        returning: bool | None = None,
     ) -> State:
         """Compute a person's fast weights from their events; the shared weights stay as they are.
 
         `events` is the id of a person in training, a table of events (one person's, `item_id` at least), or item ids
         from the oldest to the newest (none: a person without history). `profile` gives attributes by name, for
-        people who are not in training.
+        people who are not in training. `returning` says whether the list is for another visit than that of the last
+        event: by default it is for a person in training, while given events go on.
 
         Raises:
             DataError: an unknown person or item, a malformed table, or events of several people.
             ConfigError: a profile attribute that the model does not know.
         """
         history, features = self._read(events, profile)
+        if returning is None:
+            returning = isinstance(events, str)
+        history = history._replace(returning=returning and len(history.items) > 0)
         with torch.inference_mode():
             fast = self._adapt_one(history, features)
         return State(self.model_id, fast, history)
@@ -118,21 +123,22 @@ class Recommender:
         k: int = 10,
         *,
         profile: Mapping[str, object] | None = None,
+        returning: bool | None = None,
         exclude: Collection[str] = (),
         include_seen: bool = False,
         candidates: Collection[str] | None = None,
     ) -> list[Recommendation]:
         """List the `k` best items for a person, best first; fewer where the filters leave fewer.
 
-        `events` as in `adapt`, or a `State`. Items that the person has chosen or refused are left out unless
-        `include_seen`; `exclude` leaves out more, `candidates` leaves in no others.
+        `events`, `profile` and `returning` as in `adapt`, or `events` is a `State`. Items that the person has chosen
+        or refused are left out unless `include_seen`; `exclude` leaves out more, `candidates` leaves in no others.
 
         Raises:
             DataError: as `adapt`, or an unknown id in a filter.
             ConfigError: k is below 1.
             ModelError: the state was made by another model, or knows items added that this one lacks.
         """
-        state = events if isinstance(events, State) else self.adapt(events, profile=profile)
+        state = events if isinstance(events, State) else self.adapt(events, profile=profile, returning=returning)
         if state.model_id != self.model_id:
             raise ModelError(
                 f"the state was made by model {state.model_id}, this is {self.model_id}; adapt again from the events"
@@ -340,7 +346,8 @@ class Recommender:
     def _states(
         self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
     ) -> Float[Tensor, "user dim"]:
-        read = inputs(from_histories(histories), self.config.model.max_events)
+        returning = np.array([history.returning for history in histories], np.bool_)
+        read = inputs(from_histories(histories), self.config.model.max_events, returning=returning)
         return self.backbone.last_states(read._replace(profiles=profiles), self.items.vectors[:, :-1])
 
     def _before_and_after(
@@ -351,7 +358,8 @@ class Recommender:
         if length > most:
             before, after = self._states([EMPTY_HISTORY, history], profile.expand(2, -1))
             return before, after
-        read = inputs(from_histories([history]), most)._replace(profiles=profile[None])
+        read = inputs(from_histories([history]), most, returning=np.array([history.returning]))
+        read = read._replace(profiles=profile[None])
         [states] = self.backbone.states(read, self.items.vectors[:, :-1])
         return states[0], states[length]
 
