@@ -60,14 +60,15 @@ def main() -> None:
         tables = 0.01 * torch.randn(2, NUM_ITEMS, NUM_ITEMS)
         items = SequenceItems(model.items.all().detach(), model.items.bias.detach(), tables)
         params = start_params(config.dim, [0.95, 0.95], 6)
+        known = torch.randn(NUM_ITEMS)
         for size in SIZES:
             chosen, grades = torch.randperm(NUM_ITEMS)[:size], torch.randint(6, (size,))
             batch = inputs(from_sequences([chosen.numpy()]), config.max_events)
             states = model.states(batch)[0].float()
             rows_of = surprises(states[:-1], chosen, items)
-            support = SequenceSupport(chosen, grades, rows_of, states[-1], torch.tensor(size))
+            support = SequenceSupport(chosen, grades, rows_of, states[-1], torch.tensor(size), known)
             running = gather(params, items, support)
-            fast = compose(params, running, support.state)
+            fast = compose(params, running, support.state, known)
             calls: dict[str, Callable[[], object]] = {
                 f"model alone, {size} events, states and scores": partial(model.scores, batch),
                 f"surprises of {size} events from cached states": partial(surprises, states[:-1], chosen, items),
@@ -75,7 +76,7 @@ def main() -> None:
                 f"observe one event after {size}": partial(
                     observe, params, items, running, chosen[0], grades[0], rows_of[0]
                 ),
-                f"compose after {size}": partial(compose, params, running, support.state),
+                f"compose after {size}": partial(compose, params, running, support.state, known),
                 f"score {NUM_ITEMS:,} items after {size}": partial(score, fast, items),
             }
             rows |= {name: measure(call) for name, call in calls.items()}

@@ -53,8 +53,9 @@ def some_support(count: int) -> SequenceSupport:
     items = torch.randperm(NUM_ITEMS, generator=generator)[:EVENTS]
     grades = torch.randint(GRADES, (EVENTS,), generator=generator)
     states = torch.randn(EVENTS + 1, DIM, generator=generator)
+    known = torch.randn(NUM_ITEMS, generator=generator)
     return SequenceSupport(
-        items, grades, surprises(states[:-1], items, catalogue()), states[count], torch.tensor(count)
+        items, grades, surprises(states[:-1], items, catalogue()), states[count], torch.tensor(count), known
     )
 
 
@@ -86,6 +87,7 @@ def by_hand(params: Params, items: SequenceItems, support: SequenceSupport) -> T
             )
             sharpness = math.exp(float(params["log_sharpness"][k]))
             total += trust * (gates[2 + k] * evidence + gates[4 + k] * math.log1p(sharpness * max(evidence, 0.0)))
+        total += trust * gates[6] * float(support.known[item])
         result.append(total)
     return torch.tensor(result)
 
@@ -108,11 +110,12 @@ def test_gates_between_and_beyond_the_knots(count: int) -> None:
         torch.zeros(0, DIM),
         state,
         torch.tensor(0),
+        torch.zeros(NUM_ITEMS),
     )
     # By hand with this many events, of which none is left to read: what remains is the state's gate.
     expected = by_hand_gate(params, count) * (items.vectors @ state + items.bias)
     assert gather(params, items, support).size == 0
-    torch.testing.assert_close(score(compose(params, nothing, state), items), expected)
+    torch.testing.assert_close(score(compose(params, nothing, state, torch.zeros(NUM_ITEMS)), items), expected)
 
 
 def by_hand_gate(params: Params, count: int) -> float:
@@ -151,12 +154,13 @@ def test_event_by_event_equals_all_at_once() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_an_empty_support_is_the_prior_and_the_untrained_prior_the_model() -> None:
+def test_an_empty_support_is_the_prior_and_the_untrained_prior_of_a_stranger_the_model() -> None:
     items, support = catalogue(), some_support(0)
     for params in (some_params(), start_params(DIM, [0.8, 0.6], GRADES)):
-        found, expected = adapt(params, items, support), prior(params, items, support.state)
+        found, expected = adapt(params, items, support), prior(params, items, support.state, support.known)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-    torch.testing.assert_close(score(expected, items), items.vectors @ support.state + items.bias)
+    unknown = prior(params, items, support.state, torch.zeros(NUM_ITEMS))
+    torch.testing.assert_close(score(unknown, items), items.vectors @ support.state + items.bias)
 
 
 def test_padding_is_never_read() -> None:
@@ -165,7 +169,7 @@ def test_padding_is_never_read() -> None:
         items=support.items.clone().index_fill_(0, torch.tensor([4, 5, 6]), 0),
         surprises=support.surprises.clone().index_fill_(0, torch.tensor([4, 5, 6]), float("nan")),
     )
-    short = SequenceSupport(support.items[:4], support.grades[:4], support.surprises[:4], support.state, support.size)
+    short = SequenceSupport(support.items[:4], support.grades[:4], support.surprises[:4], *support[3:])
     for other in (spoiled, short):
         torch.testing.assert_close(
             score(adapt(params, items, other), items), score(adapt(params, items, support), items)

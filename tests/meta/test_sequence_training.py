@@ -69,6 +69,7 @@ def test_no_trust_in_a_head_that_hurts_and_some_in_one_that_helps() -> None:
 
 def test_scores_and_losses_against_one_person_at_a_time() -> None:
     catalogue, people = world(users=3)
+    people = people._replace(known=torch.randn(3, NUM_ITEMS))
     params = start_params(DIM, [0.9])
     counts = torch.tensor([[1, 4], [0, 9], [3, 2]])
     found = scores_at(params, catalogue, people, counts)
@@ -81,6 +82,7 @@ def test_scores_and_losses_against_one_person_at_a_time() -> None:
                 people.surprises[user, :count],
                 people.states[user, count],
                 torch.tensor(count),
+                people.known[user],
             )
             expected = score(adapt(params, catalogue, support), catalogue)
             torch.testing.assert_close(found[user, place], expected, rtol=1e-4, atol=1e-4)

@@ -1,10 +1,11 @@
 """One person's fast weights on top of a frozen sequence model.
 
-    score(i) = g_s(n) · (⟨state, v_i⟩ + b_i) + t(n) · [ g_u(n) · ⟨A Σ γ_u^age r_t, v_i⟩
+    score(i) = g_s(n) · (⟨state, v_i⟩ + b_i) + t(n) · [ g_p(n) · p(i) + g_u(n) · ⟨A Σ γ_u^age r_t, v_i⟩
                                                        + Σ_k (g_k(n) · e_k(i) + l_k(n) · log(1 + s_k · e_k(i)⁺)) ]
     e_k(i) = Σ γ_k^age · w_k(grade_t) · B_k[item_t, i]
 
-state is what the model read in context. r_t = v_chosen − E_p[v], p the model's own softmax just before event t, is the
+state is what the model read in context. p is the prior: what is known of the person before any event says of each
+item, such as `fit_profile_table`. r_t = v_chosen − E_p[v], p the model's own softmax just before event t, is the
 surprise: minus the gradient of the event's loss by the state, so that the sum is one step of preconditioned gradient
 descent on all events (dynamic evaluation: Krause et al., 2018, arXiv:1709.07432), with the preconditioner A learned as
 in Meta-Curvature (Park & Oliva, 2019, arXiv:1902.03356). B_k are item-item tables, such as EASE (Steck, 2019,
@@ -30,6 +31,7 @@ from palate.meta.learner import Fast, Params
 KNOTS = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200)
 """Support sizes at which gates are learned; between them they are linear in log(1 + n), beyond the last constant."""
 _SURPRISE_START, _TABLE_START, _LOG_START, _SHARPNESS_START = 0.02, 2.0, 0.1, 4.0
+_KNOWN_START = 0.3
 _SURPRISE_DECAY = 0.95
 
 
@@ -54,6 +56,8 @@ class SequenceSupport(NamedTuple):
     """The model's state after these events."""
     size: Int64[Tensor, ""]
     """Events that are there; later ones are padding and never read."""
+    known: Float[Tensor, "item"]
+    """What is known of the person before any event, as evidence for each item; 0 where nothing is."""
 
 
 class Running(NamedTuple):
@@ -74,7 +78,7 @@ def start_params(dim: int, decays: Sequence[float], num_grades: int = 1) -> Para
         raise ConfigError(f"head: decays are {list(decays)}; each must lie between 0 and 1")
     if num_grades < 1:
         raise ConfigError(f"head: the number of grades is {num_grades}; it must be at least 1")
-    rows = [1.0, _SURPRISE_START, *[_TABLE_START] * len(decays), *[_LOG_START] * len(decays)]
+    rows = [1.0, _SURPRISE_START, *[_TABLE_START] * len(decays), *[_LOG_START] * len(decays), _KNOWN_START]
     fading = [_SURPRISE_DECAY, *decays]
     return {
         "gates": torch.tensor(rows)[:, None].repeat(1, len(KNOTS)),
@@ -154,8 +158,8 @@ def gather(params: Params, items: SequenceItems, support: SequenceSupport) -> Ru
     return Running((worth[:, None] @ rows)[:, 0], surprise, support.size)
 
 
-def compose(params: Params, running: Running, state: Float[Tensor, "dim"]) -> Fast:
-    """The fast weights after what was added up; `state` is the model's own."""
+def compose(params: Params, running: Running, state: Float[Tensor, "dim"], known: Float[Tensor, "item"]) -> Fast:
+    """The fast weights after what was added up; `state` is the model's own, `known` as in `SequenceSupport`."""
     knots = _interpolate(running.size)
     gates = params["gates"] @ knots
     trust = params["fixed.trust"] @ knots
@@ -165,18 +169,18 @@ def compose(params: Params, running: Running, state: Float[Tensor, "dim"]) -> Fa
     return {
         "query": scale * state + trust * gates[1] * moved,
         "bias": scale,
-        "evidence": trust * (gates[2:] @ torch.cat([running.tables, bent])),
+        "evidence": trust * (gates[2:] @ torch.cat([running.tables, bent, known[None]])),
     }
 
 
-def prior(params: Params, items: SequenceItems, state: Float[Tensor, "dim"]) -> Fast:
-    """Before any event: the sequence model itself, from its first state."""
-    return compose(params, start_running(items), state)
+def prior(params: Params, items: SequenceItems, state: Float[Tensor, "dim"], known: Float[Tensor, "item"]) -> Fast:
+    """Before any event: the sequence model from its first state, and what is known of the person."""
+    return compose(params, start_running(items), state, known)
 
 
 def adapt(params: Params, items: SequenceItems, support: SequenceSupport) -> Fast:
     """Fast weights after a support; an empty one gives the prior."""
-    return compose(params, gather(params, items, support), support.state)
+    return compose(params, gather(params, items, support), support.state, support.known)
 
 
 def score(fast: Fast, items: SequenceItems) -> Float[Tensor, "item"]:

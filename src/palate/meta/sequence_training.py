@@ -60,6 +60,8 @@ class People(NamedTuple):
     states: Float[Tensor, "user position dim"]
     """The model's state after 0, 1, 2, … events."""
     surprises: Float[Tensor, "user event dim"]
+    known: Float[Tensor, "user item"]
+    """As in `SequenceSupport`."""
 
     def take(self, chosen: Int64[Tensor, "chosen"]) -> "People":
         """Some of the people."""
@@ -72,8 +74,11 @@ def make_people(
     grades: Int64[Tensor, "user event"],
     lengths: Int64[Tensor, "user"],
     states: Float[Tensor, "user position dim"],
+    known: Float[Tensor, "user item"] | None = None,
 ) -> People:
     """Work out everyone's surprises, without gradients; `states` has a position more than there are events.
+
+    `known` is what is known of each before any event, as evidence for the items; by default nothing.
 
     Raises:
         DataError: there is nobody, or the shapes do not belong together.
@@ -85,7 +90,8 @@ def make_people(
         )
     with torch.no_grad():
         rows = [surprises(s[:-1], chosen, catalogue) for s, chosen in zip(states, items, strict=True)]
-    return People(items, grades, lengths, states, torch.stack(rows))
+    nothing = torch.zeros(1, 1).expand(len(items), len(catalogue.bias))
+    return People(items, grades, lengths, states, torch.stack(rows), nothing if known is None else known)
 
 
 def scores_at(
@@ -95,10 +101,10 @@ def scores_at(
     width = max(int(counts.max()), 1)
 
     def one(
-        items: Tensor, grades: Tensor, lengths: Tensor, states: Tensor, rows: Tensor, sizes: Tensor
+        items: Tensor, grades: Tensor, lengths: Tensor, states: Tensor, rows: Tensor, known: Tensor, sizes: Tensor
     ) -> Float[Tensor, "count item"]:
         def after(count: Tensor, state: Tensor) -> Tensor:
-            support = SequenceSupport(items[:width], grades[:width], rows[:width], state, count)
+            support = SequenceSupport(items[:width], grades[:width], rows[:width], state, count, known)
             return score(adapt(params, catalogue, support), catalogue)
 
         return vmap(after)(sizes, states[sizes])

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor
 
 from palate.backbone.batches import BatchConfig, BatchSource, inputs
 from palate.backbone.engine import train
@@ -38,8 +39,16 @@ from palate.evaluation.sequential.data import SequenceData
 from palate.evaluation.sequential.leave_one_out import Held, figures, rank_targets
 from palate.meta.learner import Params
 from palate.meta.next_item_table import NextItemTableConfig, fit_next_item_table
+from palate.meta.profile_table import fit_profile_table
 from palate.meta.sequence_head import SequenceItems, start_params
-from palate.meta.sequence_training import SequenceTrainingConfig, fit_trust, make_people, scores_at, train_head
+from palate.meta.sequence_training import (
+    People,
+    SequenceTrainingConfig,
+    fit_trust,
+    make_people,
+    scores_at,
+    train_head,
+)
 
 _EVENTS = max(positions_after(SIZES[-1])) + 1
 """Events of a cold person that are looked at."""
@@ -71,6 +80,8 @@ class ColdConfig:
     """λ of the EASE table."""
     table: NextItemTableConfig = field(default_factory=NextItemTableConfig)
     """The table of what follows what."""
+    profile_strength: float = 20.0
+    """Choices of the average kind that a profile's are mixed with, where people have profiles; 0 leaves them out."""
     head: SequenceTrainingConfig = field(default_factory=lambda: SequenceTrainingConfig(num_epochs=3))
     """The outer loop of the head."""
 
@@ -112,17 +123,21 @@ def run_cold(
     follows = fit_next_item_table(others, data.num_items, config.table)
     with torch.no_grad():
         items = SequenceItems(model.items.all(), model.items.bias.detach(), torch.from_numpy(np.stack([ease, follows])))
+    told = None
+    if config.profile_strength and data.log.profiles is not None:
+        told = torch.from_numpy(fit_profile_table(others, data.num_items, config.profile_strength))
     grades = 1 if data.log.values is None else int(data.log.values.max())
     head = start_params(config.model.dim, [0.94, 0.95], num_grades=grades)
     meta, kept = data.log.take(groups.training), data.log.take(groups.validation)
-    head = train_head(head, items, _people(model, items, meta), config.head, seed=seed, say=lambda s: say(f"head: {s}"))
-    head = fit_trust(head, items, _people(model, items, kept), seed=seed)
+    learners = _people(model, items, told, meta)
+    head = train_head(head, items, learners, config.head, seed=seed, say=lambda line: say(f"head: {line}"))
+    head = fit_trust(head, items, _people(model, items, told, kept), seed=seed)
     say(f"trust {[round(value, 2) for value in head['fixed.trust'].tolist()]}")
 
     cold = data.log.take(groups.test)
     models: dict[str, ScoresAt] = {
         "sequence model": partial(_alone, model, items),
-        "fast weights": partial(_adapted, model, items, head),
+        "fast weights": partial(_adapted, model, items, told, head),
         **{name: at_counts(scorer) for name, scorer in _floors(others, kept, data.num_items).items()},
     }
     check_causal(models["fast weights"], cold.take(np.arange(min(8, cold.num_users))), [1, 5, 20])
@@ -174,8 +189,14 @@ def _head_of(log: EventLog) -> EventLog:
     return log.cut(np.maximum(log.lengths() - _EVENTS, 0))
 
 
-def _people(model: SequenceModel, items: SequenceItems, log: EventLog, batch_size: int = 64) -> Any:
-    """First events of people, with the frozen model's states."""
+def _people(
+    model: SequenceModel,
+    items: SequenceItems,
+    told: Float[Tensor, "feature item"] | None,
+    log: EventLog,
+    batch_size: int = 64,
+) -> People:
+    """First events of people, with the frozen model's states and what their profiles say by the table `told`."""
     part = _head_of(log)
     width = int(part.lengths().max())
     states, rows, grades = [], [], []
@@ -190,7 +211,8 @@ def _people(model: SequenceModel, items: SequenceItems, log: EventLog, batch_siz
         values = torch.zeros_like(batch.items) if batch.values is None else (batch.values.long() - 1).clamp_min(0)
         grades.append(torch.nn.functional.pad(values, (0, short)))
     lengths = torch.from_numpy(part.lengths())
-    return make_people(items, torch.cat(rows), torch.cat(grades), lengths, torch.cat(states))
+    known = None if told is None or log.profiles is None else torch.from_numpy(np.array(log.profiles)) @ told
+    return make_people(items, torch.cat(rows), torch.cat(grades), lengths, torch.cat(states), known)
 
 
 def _alone(
@@ -203,9 +225,14 @@ def _alone(
 
 
 def _adapted(
-    model: SequenceModel, items: SequenceItems, head: Params, log: EventLog, counts: Sequence[int]
+    model: SequenceModel,
+    items: SequenceItems,
+    told: Float[Tensor, "feature item"] | None,
+    head: Params,
+    log: EventLog,
+    counts: Sequence[int],
 ) -> Float32[np.ndarray, "user count item"]:
-    people = _people(model, items, _wide(log, max(counts)))
+    people = _people(model, items, told, _wide(log, max(counts)))
     with torch.no_grad():
         return np.asarray(scores_at(head, items, people, torch.tensor([list(counts)] * log.num_users)).numpy())
 
@@ -216,7 +243,7 @@ def _wide(log: EventLog, width: int) -> EventLog:
     places = log.offsets[:-1, None] + np.minimum(np.arange(width), np.maximum(sizes - 1, 0)[:, None])
     offsets = np.arange(len(sizes) + 1) * width
     values = None if log.values is None else log.values[places].ravel()
-    return EventLog(log.items[places].ravel(), offsets.astype(np.int64), values=values)
+    return EventLog(log.items[places].ravel(), offsets.astype(np.int64), values=values, profiles=log.profiles)
 
 
 def _floors(training: EventLog, kept: EventLog, num_items: int) -> dict[str, Scorer]:
