@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import settings
 
 from palate.backbone.batches import BatchConfig
 from palate.backbone.next_item import LossConfig
@@ -39,6 +40,8 @@ NUM_USERS, ITEMS_PER_TASTE, NUM_LATE_USERS, LATE_ITEMS_PER_TASTE = 150, 20, 40, 
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    settings.register_profile("untimed")  # how busy the machine is says nothing of the code
+    settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

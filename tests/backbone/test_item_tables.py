@@ -185,7 +185,7 @@ class TestContract:
 
 
 class TestKinds:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(st.integers(100, 3000), st.integers(2, 12))
     def test_quotients_take_the_most_remainders_that_fit(self, num_items: int, compression: int) -> None:
         budget = num_items // compression

@@ -126,7 +126,7 @@ class TestEncode:
 
 
 class TestDeduplicate:
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1)), min_size=1, max_size=20), st.integers(1, 20))
     def test_counts_as_a_loop_does_and_later_items_change_nothing(
         self, rows: list[tuple[int, int]], known: int

@@ -203,7 +203,7 @@ def take_back(steps: list[tuple[int, int, int]]) -> list[float]:
 quantities = st.integers(-6, 6).filter(bool)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 2), st.integers(10001, 10002), quantities), min_size=1, max_size=25))
 def test_matching_equals_the_loop(steps: list[tuple[int, int, int]]) -> None:
     lines = [

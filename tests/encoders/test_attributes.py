@@ -150,7 +150,7 @@ category_lists = st.lists(st.none() | st.sampled_from(["a", "b", "", "Ω", "a b"
 
 
 @every_numeric
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(train=number_lists, extra=st.lists(st.none() | values_32, max_size=5), seed=st.integers(0, 99))
 def test_every_numeric_entry(encoder: str, train: list[float | None], extra: list[float | None], seed: int) -> None:
     fitted = fit_numeric(train, encoder)
@@ -204,7 +204,7 @@ def test_every_numeric_entry_refuses_what_is_not_a_finite_number(encoder: str, b
 
 
 @every_categorical
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(train=category_lists, seed=st.integers(0, 99), min_count=st.integers(1, 3))
 def test_every_categorical_entry(encoder: str, train: list[str | None], seed: int, min_count: int) -> None:
     fitted = fit_categorical(train, encoder, min_count=min_count)

@@ -135,7 +135,7 @@ def test_the_prior_is_not_changed_and_a_copy_is_independent() -> None:
     assert not np.array_equal(posterior.mean, copy.mean)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 12), st.integers(1, 6), st.integers(0, 1000), st.floats(1e-3, 10))
 def test_order_of_events_is_inert(num_events: int, num_features: int, seed: int, noise: float) -> None:
     rng = np.random.default_rng(seed)

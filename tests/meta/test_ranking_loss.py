@@ -51,7 +51,7 @@ def test_nothing_to_list_costs_nothing() -> None:
     assert torch.equal(scores.grad, torch.zeros(2))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(2, 130))
 def test_it_equals_the_loops(seed: int, num_items: int) -> None:
     rng = np.random.default_rng(seed)

@@ -16,7 +16,7 @@ from palate.recommend.retrieval import RetrievalConfig
 
 TASTES = ("garden", "kitchen", "toys")
 ids = st.builds("{}-{:02}".format, st.sampled_from(TASTES), st.integers(0, 19))
-shared = settings(max_examples=25, deadline=None)
+shared = settings(max_examples=25)
 
 
 def taste(item: str) -> str:

@@ -22,7 +22,7 @@ def scan(
     return ranked, np.where(ranked == NO_ITEM, np.float32(-np.inf), scores[ranked])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10_000),
     num_items=st.integers(1, 2500),

@@ -28,7 +28,7 @@ def test_the_last_two_events_are_held_out() -> None:
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_other_targets_change_nothing_that_is_learned_from(seed: int) -> None:
     rng = np.random.default_rng(seed)
     log = random_log(rng)
