@@ -347,3 +347,9 @@ def test_a_damaged_saved_encoder_is_refused(damage: object) -> None:
     damage(saved)
     with pytest.raises(ModelError, match="saved attribute encoder is damaged"):
         AttributeEncoder.from_dict(saved)
+
+
+@every_numeric
+def test_a_column_of_the_smallest_numbers_comes_back(encoder: str) -> None:
+    fitted = fit_numeric([0.0, 1.401298464324817e-45], encoder)
+    assert AttributeEncoder.from_dict(fitted.to_dict()) == fitted

@@ -284,8 +284,11 @@ class AttributeEncoder:
 
 
 def _probe(column: AttributeColumn) -> None:
-    """Encode a missing and an unseen value, so that a damaged state fails on loading, not in use."""
-    values = pl.Series([None, 1.0]) if column.kind == "numeric" else pl.Series([None, "?"])
+    """Encode what every column takes, so that a damaged state fails on loading, not in use.
+
+    A number that training saw, which is the mean: any other may be far outside a narrow training range.
+    """
+    values = pl.Series([None, column.state["mean"]]) if column.kind == "numeric" else pl.Series([None, "?"])
     with np.errstate(all="ignore"):
         width = _apply_column(column, values.alias(column.name)).shape[1]
     if width != len(_feature_names(column)):
