@@ -96,6 +96,22 @@ def test_what_is_asked_of_one_query_does_not_depend_on_the_others(kind: str) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rebuild_share", [1.0, 0.05])
+def test_an_index_with_more_items_leaves_the_first_as_it_was(kind: str, rebuild_share: float) -> None:
+    vectors, biases, queries = world()
+    config = RetrievalConfig(kind=kind, rebuild_share=rebuild_share, target_recall=0.9)
+    index = build_index(vectors[:2500], config, biases=biases[:2500], queries=queries[30:])
+    before = index.search(queries, 10)
+    more = index.with_added(vectors[2500:], biases[2500:])
+    after = index.search(queries, 10)
+    np.testing.assert_array_equal(before.items, after.items)
+    np.testing.assert_array_equal(before.scores, after.scores)
+    assert (index.num_items, more.num_items) == (2500, NUM_ITEMS)
+    true = np.array([scan(vectors, biases, query, 10)[0] for query in queries])
+    assert recall(more.search(queries, 10).items, true) >= 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rebuild_share", [1.0, 0.05])
 def test_added_items_are_found_and_removed_ones_are_not(kind: str, rebuild_share: float) -> None:
     vectors, biases, queries = world()
     config = RetrievalConfig(kind=kind, rebuild_share=rebuild_share)

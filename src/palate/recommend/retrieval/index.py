@@ -6,6 +6,7 @@ item, as `palate.metrics.top_k` does.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -123,6 +124,26 @@ class Index:
         self._scan.extend(vectors, biases)
         if self.built.engine is not self._scan:
             self.built.engine.extend(vectors, biases)
+
+    def with_added(
+        self, vectors: Float32[np.ndarray, "new dim"], biases: Float32[np.ndarray, "bias"] | None = None
+    ) -> "Index":
+        """Another index with these items too, while this one goes on answering; as `add` otherwise.
+
+        An exact scan is extended, in milliseconds. Other engines cannot be copied and are built anew.
+        """
+        other = copy(self)
+        if self.built.engine is not self._scan:
+            biases = np.zeros(len(vectors), np.float32) if biases is None else biases
+            check_vectors(vectors, biases, self.rows.vectors.shape[1])
+            other.rows = self.rows.added(vectors, biases).compacted()
+            other._scan, other.changes = ExactScan(other.rows.vectors, other.rows.biases), 0
+            other.built = self._build(self.config, self.queries, other.rows, other._scan)
+            return other
+        other._scan = copy(self._scan)  # extending replaces its arrays, it never writes into them
+        other.built = self.built._replace(engine=other._scan)
+        other.add(vectors, biases)
+        return other
 
     def remove(self, items: Int64[np.ndarray, "removed"]) -> None:
         """Never list these items again; removing one twice changes nothing. May build anew: `rebuild_share`.

@@ -16,6 +16,9 @@ class RetrievalConfig:
     threshold: int = 200_000
     """Up to so many items "auto" is exact."""
 
+    dense_until: int = 8_192
+    """Up to so many items a list scores every item in full precision, as fast there; above, the index is asked."""
+
     target_recall: float = 0.995
     """Share of the true first ten that an approximate index must find on the sample queries; the least effort (lists
     probed, candidates ranked again) that does is chosen when the index is built."""
@@ -38,6 +41,8 @@ class RetrievalConfig:
     def __post_init__(self) -> None:
         if self.threshold < 0:
             raise ConfigError(f"retrieval.threshold: got {self.threshold}; expected 0 or more; try 200000")
+        if self.dense_until < 0:
+            raise ConfigError(f"retrieval.dense_until: got {self.dense_until}; expected 0 or more; try 8192")
         if self.num_samples < 1:
             raise ConfigError(f"retrieval.num_samples: got {self.num_samples}; expected 1 or more; try 256")
         if self.num_lists is not None and self.num_lists < 1:
