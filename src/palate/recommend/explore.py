@@ -1,0 +1,301 @@
+"""Exploration: lists that also try items of which too little is known, with the probability of what they show.
+
+The head gives an item i with features φ_i the score (see `palate.meta.head`)
+
+    s_i(w) = rest_i + g(n) · ⟨w, φ_i⟩ / σ(w),   w = D u,   σ(w)² = wᵀ C w
+
+where u is what the learner adapts, D = diag(prior deviation after n events), g the gate of the evidence and C the
+covariance of features over the catalogue. The ridge learner's u has a Gaussian posterior (Bishop, Pattern Recognition
+and Machine Learning, 2006, eq. 3.50–3.53), so with events X (rows √weight · D φ) and noise variance σ²
+
+    w ~ N(w̄, D (I − Xᵀ A X) D),   A = (X Xᵀ + σ² I)⁻¹
+
+**One unit of w in units of the score.** The head divides by σ(w̄), which is right for a list but not for its
+uncertainty: before the first event w̄ is 0, and after a few it is short only because little is known yet. What the
+normaliser stands for is the spread that a person's weights have over the catalogue, and by the law of total variance
+the posterior's mean of it is, for a calibrated prior, the prior's: E σ(w)² = E[w̄ᵀ C w̄] + tr(C · covariance) =
+tr(C D²) = Σ_f C_ff D_f². So one unit of ⟨w, φ⟩ is worth
+
+    κ(n) = g(n) / √(tr(C D²) + ε)       and       s_i ~ N(score_i, κ² φ_iᵀ D (I − Xᵀ A X) D φ_i)
+
+jointly over the items. The noise spreads over the catalogue by at most g(n), as much as the whole evidence term does,
+and by the share of it that the events leave unexplained: with g and D given, every event takes from it. The draws are
+centred on the score that is served, so exploration without uncertainty is the list itself.
+
+**Thompson sampling** (Thompson, 1933, doi 10.1093/biomet/25.3-4.285; Chapelle & Li, An Empirical Evaluation of
+Thompson Sampling, 2011) draws R whole weight vectors by Matheron's rule (Wilson et al., Efficiently Sampling Functions
+from Gaussian Process Posteriors, 2020, arXiv:2002.09309, eq. 9): with z ~ N(0, I) over features and e ~ N(0, I) over
+events, D (z − Xᵀ A (X z + σ e)) has exactly the covariance above, for the price of an n × n system. Each draw ranks
+the candidates; one of the R lists is picked uniformly and shown.
+
+**Propensities.** Given the draws, item i is shown with probability p_i = (number of the R lists that hold i) / R,
+exactly. The draws are then part of the context x in which the action was taken, and inverse propensity scoring is
+unbiased conditionally on the context: E[1{i shown} r_i / p_i | x, draws] = r_i for every i with p_i > 0, hence also
+on average over draws. What p_i does not do is estimate the marginal probability q_i over all draws, nor need it. One
+condition is left, that of overlap: an item in none of the R lists has p_i = 0 and cannot be shown, so the estimate of
+a policy that wants it lacks its reward; over draws that happens with probability (1 − q_i)^R.
+
+**UCB** adds a multiple of the standard deviation (Auer, Using Confidence Bounds for Exploitation-Exploration
+Trade-offs, 2002; LinUCB: Li et al., 2010, arXiv:1003.0146, eq. 5). It is deterministic: propensity 1.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Float64, Int64
+from scipy.linalg import solve_triangular  # type: ignore[import-untyped]
+
+from palate.errors import ConfigError, NumericalError
+from palate.meta.head import _EPSILON, Support, _gate_inputs, prior_deviation
+from palate.meta.learner import Params
+from palate.meta.ridge import deviation
+from palate.meta.table import read_settings
+from palate.metrics import NO_ITEM, top_k
+
+
+@dataclass(frozen=True)
+class ExploreConfig:
+    """How far a list departs from the best one."""
+
+    strength: float = 1.0
+    """In posterior standard deviations: of a draw (thompson), or added to the score (ucb). 0 explores nothing."""
+    num_draws: int = 64
+    """Lists that thompson draws to show one of them; no propensity above 0 is below one in so many."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.strength) and self.strength >= 0):
+            raise ConfigError(f"explore.strength is {self.strength}; expected a number of at least 0")
+        if self.num_draws < 1:
+            raise ConfigError(f"explore.num_draws is {self.num_draws}; it must be at least 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Belief:
+    """What is not known of one person: the posterior around their fast weights, in units of the score."""
+
+    deviation: Float32[np.ndarray, "feature"]
+    """D of the module's docstring."""
+    rows: Float32[np.ndarray, "event feature"]
+    """X."""
+    factor: Float64[np.ndarray, "event event"]
+    """Lower Cholesky factor of X Xᵀ + σ² I."""
+    noise: float
+    """σ²."""
+    unit: float
+    """κ: what one unit of the regression's target is worth in the score."""
+
+    def draw(self, num_draws: int, rng: np.random.Generator) -> Float32[np.ndarray, "draw feature"]:
+        """Departures from the fast weights' `delta`, drawn from the posterior; a score moves by ⟨departure, feature⟩.
+
+        Matheron's rule: a draw from the prior, less what the events explain of it.
+        """
+        prior = rng.standard_normal((num_draws, len(self.deviation)), np.float32)
+        if len(self.rows):
+            told = self.rows @ prior.T + math.sqrt(self.noise) * rng.standard_normal((len(self.rows), num_draws))
+            dual = _solve(self.factor, _solve(self.factor, told), transposed=True)
+            prior -= dual.T.astype(np.float32) @ self.rows
+        prior *= np.float32(self.unit) * self.deviation
+        return prior
+
+    def variance(self, items: Float[np.ndarray, "item feature"]) -> Float64[np.ndarray, "item"]:
+        """Variance of each item's score."""
+        scaled = items * self.deviation
+        before = np.einsum("if,if->i", scaled, scaled).astype(np.float64)
+        explained = np.square(_solve(self.factor, (self.rows @ scaled.T).astype(np.float64))).sum(0)
+        # The difference of nearly equal numbers may fall below 0 by a rounding.
+        return np.asarray(self.unit**2 * np.maximum(before - explained, 0.0))
+
+
+class Explored(NamedTuple):
+    """A list that explores."""
+
+    chosen: Int64[np.ndarray, "place"]
+    """Which of the candidates, in the order shown."""
+    values: Float[np.ndarray, "place"]
+    """What the list was ranked by: the score as drawn, or with its bonus."""
+    propensity: Float64[np.ndarray, "place"]
+    """Probability with which each item was to be anywhere in the list, given the draws."""
+    propensity_first: Float64[np.ndarray, "place"]
+    """Probability with which each item was to be at the top; 0 for items that no draw puts there."""
+
+
+Ranker = Callable[[Float[np.ndarray, "draw item"], int], Int64[np.ndarray, "draw place"]]
+"""(scores, k) to lists, as `palate.metrics.top_k`."""
+
+Explorer = Callable[
+    [
+        Float[np.ndarray, "item"],
+        Float[np.ndarray, "item feature"],
+        Callable[[], Belief],
+        int,
+        Ranker,
+        np.random.Generator,
+        ExploreConfig,
+    ],
+    Explored,
+]
+"""(scores, features, belief, k, rank, rng, config); the belief is asked for only where it is needed."""
+
+
+def explore(
+    name: str,
+    scores: Float[np.ndarray, "item"],
+    features: Float[np.ndarray, "item feature"],
+    belief: Callable[[], Belief],
+    k: int,
+    *,
+    rng: np.random.Generator,
+    config: ExploreConfig | None = None,
+    rank: Ranker = top_k,
+) -> Explored:
+    """List `k` of the candidates; fewer where fewer have a score above −∞.
+
+    Args:
+        name: a line of `EXPLORERS`.
+        scores: of the candidates; −∞ for an item that may not be listed.
+        features: the head's features of the candidates.
+        belief: gives the person's posterior, as `belief_of`; not called where nothing is explored.
+        k: length of the list.
+        rng: where chance comes from.
+        config: how much is explored.
+        rank: how scores become a list: by default the best ones, or a re-ranking such as
+            `palate.recommend.diversity.diversify`. It ranks every draw, so that propensities stay exact.
+
+    Raises:
+        ConfigError: an unknown name, k below 1, or no posterior for this learner.
+        NumericalError: a score is NaN.
+    """
+    if name not in EXPLORERS:
+        raise ConfigError(f"explore is {name!r}; choose one of: {', '.join(EXPLORERS)}")
+    return EXPLORERS[name](scores, features, belief, k, rank, rng, config or ExploreConfig())
+
+
+def belief_of(learner: str, settings: Mapping[str, Any], params: Params, support: Support) -> Belief:
+    """The posterior of one person after their support; an empty one gives the prior.
+
+    Args:
+        learner: the name of the learner, a line of `palate.meta.LEARNERS`.
+        settings: the learner's own settings.
+        params: of the head, after meta-training.
+        support: what the person was adapted to: the same that `Head.adapt` was given.
+
+    Raises:
+        ConfigError: the learner has no posterior.
+        NumericalError: the posterior is not finite.
+    """
+    if learner not in POSTERIORS:
+        raise ConfigError(
+            f"learner {learner} has no posterior, so nothing says what to explore; "
+            f"explore with a model of learner {' or '.join(POSTERIORS)}, or set explore to none"
+        )
+    with torch.inference_mode():
+        real = support.weight > 0
+        count = real.sum().to(support.weight)
+        scale = prior_deviation(params, count)
+        own, noise = POSTERIORS[learner](settings, params, scale)
+        scale = scale * own
+        root = support.weight[real].sqrt()
+        rows = (support.features[real] * scale * root[:, None]).numpy()
+        spread = (params["fixed.feature_covariance"].diagonal() @ scale.square() + _EPSILON).sqrt()
+        gate = F.softplus(params["gates"] @ _gate_inputs(count, support.returning))[1]
+        unit = float(gate / spread)
+    if not (math.isfinite(unit) and np.isfinite(rows).all() and np.isfinite(scale.numpy()).all()):
+        raise NumericalError(f"posterior of {len(rows)} events: not finite; are all features and weights finite?")
+    system = rows.astype(np.float64) @ rows.T
+    system[np.diag_indices(len(system))] += noise
+    return Belief(scale.numpy(), rows, np.linalg.cholesky(system), noise, unit)
+
+
+def _ridge(
+    settings: Mapping[str, Any], params: Params, scale: Float[torch.Tensor, "feature"]
+) -> tuple[Float[torch.Tensor, "feature"], float]:
+    """The ridge learner's own prior deviation and its noise variance."""
+    if read_settings("ridge", settings).penalty == "l1":
+        raise ConfigError("learner.penalty is 'l1', whose posterior has no closed form; explore with l2 or learned")
+    own = {name.removeprefix("learner."): value for name, value in params.items() if name.startswith("learner.")}
+    return deviation(own, scale), float(own["log_noise"].exp())
+
+
+def _none(
+    scores: Float[np.ndarray, "item"],
+    features: Float[np.ndarray, "item feature"],
+    belief: Callable[[], Belief],
+    k: int,
+    rank: Ranker,
+    rng: np.random.Generator,
+    config: ExploreConfig,
+) -> Explored:
+    """The best list."""
+    return _certain(scores, rank(scores[None], k)[0])
+
+
+def _thompson(
+    scores: Float[np.ndarray, "item"],
+    features: Float[np.ndarray, "item feature"],
+    belief: Callable[[], Belief],
+    k: int,
+    rank: Ranker,
+    rng: np.random.Generator,
+    config: ExploreConfig,
+) -> Explored:
+    """The best list of one of the draws."""
+    departures = belief().draw(config.num_draws, rng)
+    drawn = scores + config.strength * (departures @ features.T)
+    lists = rank(drawn, k)
+    shown = int(rng.integers(config.num_draws))
+    chosen = lists[shown]
+    chosen = chosen[chosen != NO_ITEM]
+    held = np.bincount(lists[lists != NO_ITEM], minlength=len(scores)) / config.num_draws
+    first = np.bincount(lists[lists[:, 0] != NO_ITEM, 0], minlength=len(scores)) / config.num_draws
+    return Explored(chosen, drawn[shown, chosen], held[chosen], first[chosen])
+
+
+def _ucb(
+    scores: Float[np.ndarray, "item"],
+    features: Float[np.ndarray, "item feature"],
+    belief: Callable[[], Belief],
+    k: int,
+    rank: Ranker,
+    rng: np.random.Generator,
+    config: ExploreConfig,
+) -> Explored:
+    """The best list after a bonus for what is not known."""
+    hopeful = scores + config.strength * np.sqrt(belief().variance(features))
+    return _certain(hopeful, rank(hopeful[None], k)[0])
+
+
+def _certain(values: Float[np.ndarray, "item"], listed: Int64[np.ndarray, "place"]) -> Explored:
+    """A list without chance in it."""
+    chosen = listed[listed != NO_ITEM]
+    first = np.zeros(len(chosen))
+    first[:1] = 1.0
+    return Explored(chosen, values[chosen], np.ones(len(chosen)), first)
+
+
+def _solve(
+    factor: Float64[np.ndarray, "event event"], right: Float64[np.ndarray, "event column"], *, transposed: bool = False
+) -> Float64[np.ndarray, "event column"]:
+    """L⁻¹ B, or L⁻ᵀ B."""
+    if not len(factor):
+        return right
+    trans = "T" if transposed else "N"
+    return np.asarray(solve_triangular(factor, right, lower=True, trans=trans, check_finite=False))
+
+
+POSTERIORS: Mapping[
+    str,
+    Callable[[Mapping[str, Any], Params, Float[torch.Tensor, "feature"]], tuple[Float[torch.Tensor, "feature"], float]],
+] = {"ridge": _ridge}
+"""Learners whose fast weights have a Gaussian posterior: (settings, params, head's scale) to the learner's own prior
+deviation, on top of that scale, and its noise variance."""
+
+EXPLORERS: Mapping[str, Explorer] = {
+    "none": _none,
+    "thompson": _thompson,
+    "ucb": _ucb,
+}

@@ -1,0 +1,334 @@
+"""Exploration against formulas written out in full: the covariance of draws, the scale of the head, propensities."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import NoReturn
+
+import numpy as np
+import pytest
+import torch
+
+from palate.errors import ConfigError, NumericalError
+from palate.meta.head import Profile, Support, make_head, prior_deviation
+from palate.meta.tasks import make_supports
+from palate.recommend import Recommender
+from palate.recommend.diversity import diversify
+from palate.recommend.explore import EXPLORERS, Belief, ExploreConfig, belief_of, explore
+
+NUM_FEATURES = 12
+EVENTS = [f"garden-{place:02}" for place in range(16)]
+
+
+def dense(belief: Belief) -> np.ndarray:
+    """Covariance of the departures in units of the score, with an inverse of the primal form (Bishop eq. 3.51)."""
+    rows = belief.rows.astype(np.float64)
+    inner = np.linalg.inv(np.eye(rows.shape[1]) + rows.T @ rows / belief.noise)
+    scale = belief.unit * belief.deviation.astype(np.float64)
+    return scale[:, None] * inner * scale
+
+
+def made_up(num_events: int, *, noise: float = 0.7, unit: float = 1.3, seed: int = 0) -> Belief:
+    rng = np.random.default_rng(seed)
+    deviation = rng.uniform(0.2, 1.5, NUM_FEATURES).astype(np.float32)
+    rows = (rng.normal(size=(num_events, NUM_FEATURES)) * deviation).astype(np.float32)
+    system = rows.astype(np.float64) @ rows.T + noise * np.eye(num_events)
+    return Belief(deviation, rows, np.linalg.cholesky(system), noise, unit)
+
+
+def support_of(model: Recommender, events: Sequence[str]) -> Support:
+    history = model.adapt(list(events)).history
+    states = torch.zeros(1, model.items.vectors.shape[1] - 1)
+    return Support(*(value[0] for value in make_supports([history], model.items.features, states)))
+
+
+def belief_after(model: Recommender, events: Sequence[str]) -> Belief:
+    return belief_of(model.config.meta.learner, model.config.learner, model.params, support_of(model, events))
+
+
+def scores_of(model: Recommender, events: Sequence[str]) -> np.ndarray:
+    fast = model.adapt(list(events)).fast
+    items = model.items
+    scores = items.vectors @ fast["state"] + items.features @ (fast["delta"] + fast["prior"])
+    return np.asarray((scores + items.popularity * fast["popularity"]).numpy())
+
+
+def never() -> NoReturn:
+    raise AssertionError("the posterior was asked for")
+
+
+@pytest.mark.parametrize("num_events", [0, 1, 5, 30])
+def test_draws_have_the_covariance_of_the_textbook(num_events: int) -> None:
+    belief = made_up(num_events)
+    draws = belief.draw(60_000, np.random.default_rng(1)).astype(np.float64)
+    expected = dense(belief)
+    # The standard error of a sample covariance is √((Σ_aa Σ_bb + Σ_ab²) / draws).
+    spread = np.sqrt((np.outer(np.diag(expected), np.diag(expected)) + expected**2) / len(draws))
+    assert np.abs(draws.T @ draws / len(draws) - expected).max() < (5 * spread).max()
+    assert (np.abs(draws.T @ draws / len(draws) - expected) / spread).max() < 5
+    assert np.abs(draws.mean(0) / np.sqrt(np.diag(expected) / len(draws))).max() < 5
+
+
+@pytest.mark.parametrize("num_events", [0, 1, 5, 30])
+def test_the_variance_of_items_is_that_of_the_textbook(num_events: int) -> None:
+    belief = made_up(num_events)
+    items = np.random.default_rng(2).normal(size=(20, NUM_FEATURES)).astype(np.float32)
+    expected = np.einsum("if,fg,ig->i", items, dense(belief), items)
+    np.testing.assert_allclose(belief.variance(items), expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_the_belief_is_the_one_that_the_head_adapts_with(model: Recommender, size: int) -> None:
+    """Its rows, scale, noise and gate give the head's own fast weights."""
+    belief, fast = belief_after(model, EVENTS[:size]), model.adapt(EVENTS[:size]).fast
+    support = support_of(model, EVENTS[:size])
+    residual = (support.target - support.features @ fast["prior"]).double().numpy()
+    rows = belief.rows.astype(np.float64)
+    mean = belief.deviation * (rows.T @ np.linalg.solve(rows @ rows.T + belief.noise * np.eye(size), residual))
+    covariance = model.params["fixed.feature_covariance"].double().numpy()
+    delta = fast["delta"].double().numpy()
+    gate = np.sqrt(delta @ covariance @ delta)  # what the head normalises the evidence's spread to
+    np.testing.assert_allclose(
+        delta, gate * mean / np.sqrt(mean @ covariance @ mean), atol=2e-4 * np.abs(delta).max(), rtol=0
+    )
+    scale = prior_deviation(model.params, torch.tensor(float(size))).double().numpy()
+    expected = gate / np.sqrt(np.trace(np.diag(scale) @ covariance @ np.diag(scale)))
+    assert belief.unit == pytest.approx(expected, rel=1e-3)
+
+
+def test_before_any_event_the_noise_spreads_over_the_catalogue_as_the_evidence_would(model: Recommender) -> None:
+    belief = belief_after(model, [])
+    gate = torch.nn.functional.softplus(model.params["gates"][1] @ torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0]))
+    spreads = [(model.items.features.numpy() @ draw).std() for draw in belief.draw(500, np.random.default_rng(0))]
+    assert np.sqrt(np.square(spreads).mean()) == pytest.approx(float(gate), rel=0.1)
+
+
+def test_returning_opens_the_gate_that_the_head_opens(model: Recommender) -> None:
+    support = support_of(model, EVENTS[:4])
+    again = support._replace(returning=torch.tensor(1.0))
+    units = [
+        belief_of(model.config.meta.learner, model.config.learner, model.params, some).unit for some in (support, again)
+    ]
+    gates = []
+    for some in (support, again):
+        head = make_head(
+            model.config.meta.learner,
+            len(model.params["prior.bias"]),
+            len(model.params["prior.profile"]),
+            model.config.learner,
+        )
+        profile = Profile(torch.zeros(len(model.params["prior.profile"])), some.state)
+        delta = head.adapt(model.params, head.prior(model.params, profile), some)["delta"]
+        gates.append(float((delta @ model.params["fixed.feature_covariance"] @ delta).sqrt()))
+    assert gates[1] > 1.5 * gates[0]
+    assert units[1] / units[0] == pytest.approx(gates[1] / gates[0], rel=1e-3)
+
+
+def test_padding_is_inert(model: Recommender) -> None:
+    support = support_of(model, EVENTS[:3])
+    padded = support._replace(
+        features=torch.cat([support.features, torch.full((2, support.features.shape[1]), torch.nan)]),
+        target=torch.cat([support.target, torch.ones(2)]),
+        weight=torch.cat([support.weight, torch.zeros(2)]),
+    )
+    items = model.items.features.numpy()
+    one, two = (belief_of("ridge", {}, model.params, some) for some in (support, padded))
+    np.testing.assert_array_equal(one.variance(items), two.variance(items))
+
+
+def test_every_event_takes_from_what_is_unknown_where_gate_and_scale_stay() -> None:
+    items = np.random.default_rng(3).normal(size=(30, NUM_FEATURES)).astype(np.float32)
+    whole = made_up(20)
+    variances = []
+    for size in range(21):
+        rows = whole.rows[:size]
+        system = rows.astype(np.float64) @ rows.T + whole.noise * np.eye(size)
+        variances.append(replace(whole, rows=rows, factor=np.linalg.cholesky(system)).variance(items))
+    for before, after in pairwise(variances):
+        assert (after <= before + 1e-5).all()
+    assert variances[-1].mean() < 0.3 * variances[0].mean()
+
+
+def test_events_of_a_taste_take_from_what_is_unknown_of_it_most(model: Recommender) -> None:
+    features = model.items.features.numpy()
+    garden = np.array([name.startswith("garden") for name in model.vocabulary.ids])
+    deviations = np.sqrt([belief_after(model, EVENTS[:size]).variance(features) for size in (0, 1, 2, 4, 8, 16)])
+    known, other = deviations[:, garden].mean(1), deviations[:, ~garden].mean(1)
+    assert np.all(np.diff(known) < 0)
+    assert known[0] == pytest.approx(other[0], rel=0.05)
+    assert known[-1] < 0.85 * known[0]
+    assert other[-1] > 0.9 * other[0]
+
+
+def test_lists_depart_less_from_the_best_the_more_is_known_of_every_item() -> None:
+    """Items of which nothing is shared, each seen so many times; share of the shown items that the best list lacks."""
+    items, scores = np.eye(NUM_FEATURES, dtype=np.float32), np.linspace(1, 0, NUM_FEATURES, dtype=np.float32)
+    away = []
+    for times in (0, 2, 20):
+        rows = np.repeat(items, times, 0)
+        factor = np.linalg.cholesky(rows.astype(np.float64) @ rows.T + 0.7 * np.eye(len(rows)))
+        belief = Belief(np.ones(NUM_FEATURES, np.float32), rows, factor, 0.7, 1.0)
+        lists = [
+            explore("thompson", scores, items, lambda held=belief: held, 4, rng=np.random.default_rng(seed))
+            for seed in range(100)
+        ]
+        away.append(np.mean([(shown.chosen >= 4).mean() for shown in lists]))
+    assert away[0] > 1.2 * away[1]
+    assert away[1] > 1.2 * away[2] > 0
+
+
+def test_propensities_are_the_shares_of_an_independent_simulation() -> None:
+    """With many draws they approach the probabilities over all draws, here from the dense covariance."""
+    belief, rng = made_up(4, unit=0.5), np.random.default_rng(4)
+    items = rng.normal(size=(15, NUM_FEATURES)).astype(np.float32)
+    scores = rng.normal(size=15).astype(np.float32)
+    many = 40_000
+    drawn = scores + rng.multivariate_normal(np.zeros(NUM_FEATURES), dense(belief), many) @ items.T
+    order = np.argsort(-drawn, 1)
+    held = np.array([(order[:, :5] == item).any(1).mean() for item in range(15)])
+    first = np.array([(order[:, 0] == item).mean() for item in range(15)])
+    for seed in range(5):
+        shown = explore(
+            "thompson",
+            scores,
+            items,
+            lambda: belief,
+            5,
+            rng=np.random.default_rng(seed),
+            config=ExploreConfig(num_draws=many),
+        )
+        np.testing.assert_allclose(shown.propensity, held[shown.chosen], atol=0.015)
+        np.testing.assert_allclose(shown.propensity_first, first[shown.chosen], atol=0.015)
+
+
+def test_inverse_propensities_are_unbiased_given_the_draws() -> None:
+    """The draws come from the seed and the pick after them: all picks of one set of draws, weighted by 1 / R."""
+    belief, rng = made_up(2, unit=0.4), np.random.default_rng(5)
+    items, scores = rng.normal(size=(12, NUM_FEATURES)).astype(np.float32), rng.normal(size=12).astype(np.float32)
+    reward, config = rng.random(12), ExploreConfig(num_draws=8)
+
+    class Fixed(np.random.Generator):
+        """Draws as its seed says, and picks the list that it is told to."""
+
+        pick = 0
+
+        def integers(self, *args: object, **kwargs: object) -> int:  # type: ignore[override]
+            return self.pick
+
+    total, possible = 0.0, set()
+    for pick in range(8):
+        fixed = Fixed(np.random.PCG64(6))
+        fixed.pick = pick
+        shown = explore("thompson", scores, items, lambda: belief, 3, rng=fixed, config=config)
+        total += float((reward[shown.chosen] / shown.propensity).sum()) / 8
+        possible |= set(shown.chosen.tolist())
+    assert len(possible) > 4
+    assert total == pytest.approx(reward[sorted(possible)].sum())
+
+
+def test_without_uncertainty_every_explorer_gives_the_best_list() -> None:
+    rng = np.random.default_rng(7)
+    items, scores = rng.normal(size=(12, NUM_FEATURES)).astype(np.float32), rng.normal(size=12).astype(np.float32)
+    certain = made_up(3, unit=0.0)
+    for name in EXPLORERS:
+        for belief, config in ((certain, ExploreConfig()), (made_up(3), ExploreConfig(strength=0.0))):
+            shown = explore(name, scores, items, lambda held=belief: held, 4, rng=rng, config=config)
+            assert shown.chosen.tolist() == np.argsort(-scores)[:4].tolist()
+            np.testing.assert_array_equal(shown.propensity, 1.0)
+            np.testing.assert_array_equal(shown.propensity_first, [1.0, 0.0, 0.0, 0.0])
+            np.testing.assert_allclose(shown.values, scores[shown.chosen], rtol=1e-6)
+
+
+def test_upper_bounds_are_the_mean_and_so_many_deviations() -> None:
+    belief, rng = made_up(3), np.random.default_rng(8)
+    items, scores = rng.normal(size=(12, NUM_FEATURES)).astype(np.float32), rng.normal(size=12).astype(np.float32)
+    bounds = scores + 2.0 * np.sqrt(np.einsum("if,fg,ig->i", items, dense(belief), items))
+    shown = explore("ucb", scores, items, lambda: belief, 5, rng=rng, config=ExploreConfig(strength=2.0))
+    assert shown.chosen.tolist() == np.argsort(-bounds)[:5].tolist()
+    np.testing.assert_allclose(shown.values, bounds[shown.chosen], rtol=1e-4)
+    assert shown.chosen.tolist() != np.argsort(-scores)[:5].tolist()
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_what_may_not_be_listed_never_is(name: str) -> None:
+    belief, rng = made_up(3), np.random.default_rng(9)
+    items = rng.normal(size=(8, NUM_FEATURES)).astype(np.float32)
+    scores = np.full(8, -np.inf, np.float32)
+    scores[[1, 6]] = 0.0, 1.0
+    shown = explore(name, scores, items, lambda: belief, 5, rng=rng)
+    assert sorted(shown.chosen.tolist()) == [1, 6]
+    np.testing.assert_array_equal(shown.propensity, 1.0)
+    assert np.all(np.diff(shown.values) <= 0)
+
+
+@pytest.mark.parametrize("name", EXPLORERS)
+def test_same_seed_same_list(name: str) -> None:
+    belief, items = made_up(3), np.random.default_rng(10).normal(size=(40, NUM_FEATURES)).astype(np.float32)
+    scores = np.zeros(40, np.float32)
+    one, two = (explore(name, scores, items, lambda: belief, 5, rng=np.random.default_rng(3)) for _ in range(2))
+    for left, right in zip(one, two, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_every_draw_is_ranked_as_the_caller_ranks() -> None:
+    """Under a re-ranking the shown list is a re-ranked draw, and shares are of re-ranked lists."""
+    belief, rng = made_up(3), np.random.default_rng(11)
+    items, scores = rng.normal(size=(30, NUM_FEATURES)).astype(np.float32), rng.normal(size=30).astype(np.float32)
+    unit = items / np.linalg.norm(items, axis=1, keepdims=True)
+    seen: list[np.ndarray] = []
+
+    def rank(drawn: np.ndarray, k: int) -> np.ndarray:
+        seen.append(diversify(drawn, unit, k, 0.6))
+        return seen[-1]
+
+    shown = explore("thompson", scores, items, lambda: belief, 5, rng=rng, rank=rank)
+    [lists] = seen
+    assert lists.shape == (64, 5)
+    assert any((row == shown.chosen).all() for row in lists)
+    np.testing.assert_allclose(shown.propensity, [(lists == item).any(1).mean() for item in shown.chosen])
+
+
+def test_nothing_is_asked_of_the_posterior_where_nothing_is_explored() -> None:
+    scores = np.array([1.0, 3.0, 2.0], np.float32)
+    shown = explore("none", scores, np.zeros((3, 2), np.float32), never, 2, rng=np.random.default_rng(0))
+    assert shown.chosen.tolist() == [1, 2]
+
+
+def test_a_learner_without_a_posterior_is_refused(model: Recommender) -> None:
+    support = support_of(model, EVENTS[:2])
+    with pytest.raises(ConfigError, match=r"learner maml has no posterior.*ridge"):
+        belief_of("maml", {}, model.params, support)
+    with pytest.raises(ConfigError, match="no closed form"):
+        belief_of("ridge", {"penalty": "l1"}, model.params, support)
+
+
+def test_learned_precisions_are_part_of_the_scale(model: Recommender) -> None:
+    support = support_of(model, EVENTS[:2])
+    precision = torch.linspace(-1, 1, len(model.params["prior.bias"]))
+    params = {**model.params, "learner.log_precision": precision}
+    plain = belief_of("ridge", {}, model.params, support)
+    learned = belief_of("ridge", {"penalty": "learned"}, params, support)
+    np.testing.assert_allclose(learned.deviation, plain.deviation * np.exp(-0.5 * precision.numpy()), rtol=1e-5)
+
+
+def test_mistakes_are_named() -> None:
+    scores, items, rng = np.zeros(3, np.float32), np.zeros((3, 2), np.float32), np.random.default_rng(0)
+    with pytest.raises(ConfigError, match="none, thompson, ucb"):
+        explore("greedy", scores, items, never, 2, rng=rng)
+    with pytest.raises(ConfigError):
+        explore("none", scores, items, never, 0, rng=rng)
+    with pytest.raises(NumericalError):
+        explore("none", scores * np.nan, items, never, 2, rng=rng)
+    with pytest.raises(ConfigError, match=r"explore\.strength"):
+        ExploreConfig(strength=-1.0)
+    with pytest.raises(ConfigError, match=r"explore\.strength"):
+        ExploreConfig(strength=float("nan"))
+    with pytest.raises(ConfigError, match=r"explore\.num_draws"):
+        ExploreConfig(num_draws=0)
+
+
+def test_a_posterior_that_is_not_finite_is_refused(model: Recommender) -> None:
+    support = support_of(model, EVENTS[:2])
+    broken = support._replace(features=support.features * torch.inf)
+    with pytest.raises(NumericalError, match="posterior of 2 events"):
+        belief_of("ridge", {}, model.params, broken)
