@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from palate.backbone.batches import BatchConfig
 from palate.backbone.next_item import LossConfig
@@ -20,6 +20,7 @@ from palate.encoders.text import TextConfig
 from palate.errors import ConfigError
 from palate.meta import read_settings
 from palate.meta.evidence import EvidenceConfig
+from palate.meta.item_tasks import ItemTaskConfig
 from palate.meta.training import MetaConfig
 
 _NOT_READ = ("validate_every", "patience", "strategy")
@@ -96,6 +97,62 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class RetrainingConfig:
+    """How training goes on from a served model: `palate.pipeline.train` with `start`."""
+
+    num_epochs: int = 3
+    """Passes of each member over all events, from the served weights; takes the place of training.num_epochs."""
+    rate: float = 1.0
+    """Peak learning rate of the members, as a share of training.learning_rate."""
+    num_steps: int = 100
+    """Steps of meta-training, from the served head; takes the place of meta.num_steps."""
+    min_newcomers: int = 30
+    """People with meta.min_items distinct items who have come since the served model was trained. It has never seen
+    them, so they can play the newcomer for it; with fewer the head is carried over as it is."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("num_epochs", 1), ("num_steps", 1), ("min_newcomers", 3)):
+            if getattr(self, name) < low:
+                raise ConfigError(f"retraining.{name} is {getattr(self, name)}; it must be at least {low}")
+        if not 0 < self.rate <= 1:
+            raise ConfigError(f"retraining.rate is {self.rate}; it must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """When a candidate may take the place of the served model: `palate.evaluation.gate`."""
+
+    window: float = 14.0
+    """Days: both models are replayed on the newest so many, of which neither may have learned."""
+    k: int = 10
+    """Length of the judged lists."""
+    metric: Literal["ndcg", "hit_rate", "reciprocal_rank"] = "ndcg"
+    """What decides: NDCG or hit rate of the first k places, or the reciprocal rank in the whole catalogue."""
+    margin: float = 0.05
+    """How far below the served model the candidate may be, at the lower end of the interval of their difference, as a
+    share of the served model's mean; 0: it must not be worse at all."""
+    confidence: float = 0.95
+    """Level of the interval."""
+    min_people: int = 50
+    """People with an event to judge; with fewer the candidate is refused."""
+    max_events: int = 10_000
+    """Events that are judged, at most; where there are more, whole people are drawn."""
+    num_resamples: int = 2000
+    """Bootstrap resamples of people behind the interval."""
+
+    def __post_init__(self) -> None:
+        for name in ("k", "min_people", "max_events", "num_resamples"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"gate.{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.window > 0:
+            raise ConfigError(f"gate.window is {self.window}; it must be above 0 days")
+        if not self.margin >= 0:
+            raise ConfigError(f"gate.margin is {self.margin}; it must be at least 0")
+        if not 0 < self.confidence < 1:
+            raise ConfigError(f"gate.confidence is {self.confidence}; it must be between 0 and 1")
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run: data → encoders → backbone → meta-learner → evaluation."""
 
@@ -129,8 +186,14 @@ class Config:
     """The meta-learner and its training."""
     learner: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     """Settings of the learner that meta.learner names; what is not given keeps the learner's own default."""
+    item_tasks: ItemTaskConfig = field(default_factory=ItemTaskConfig)
+    """How a new item's row follows its first events."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How the model is judged."""
+    retraining: RetrainingConfig = field(default_factory=RetrainingConfig)
+    """How training goes on from a served model."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """When a retrained model takes the place of the served one."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:

@@ -3,6 +3,10 @@
     content → hold out newcomers → shared model without them → meta-train the head on them
             → shared model on everyone → recommender
 
+or, from a served model and the events since:
+
+    content as before → its weights, trained on → meta-train its head on the people it has not met → recommender
+
 The head is trained on people whom the shared model has never seen, because that is whom it will serve; what it learns
 (gates by support size, precisions, noise, the prior mean on content) carries over to the shared model of everyone.
 """
@@ -11,8 +15,9 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import polars as pl
@@ -22,23 +27,28 @@ from torch import Tensor
 
 from palate.backbone.ensemble import Ensemble, Job, Trained, run_jobs
 from palate.backbone.sequence_model import Catalogue, SequenceModel
+from palate.backbone.warm_start import renew_model
 from palate.config import Config
 from palate.data.catalog import Catalog
 from palate.data.dataset import Dataset
 from palate.data.episodes import History, build_histories, hold_out
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeConfig, AttributeEncoder
-from palate.errors import DataError
+from palate.errors import ConfigError, DataError, NumericalError
+from palate.meta.carry_over import carry_over
 from palate.meta.evidence import (
     FeatureSpace,
     fit_features,
     fit_popularity,
     fit_rotation,
+    foretell_evidence,
     layout_of,
     make_items,
 )
-from palate.meta.head import Items, catalogue_statistics, make_head
-from palate.meta.training import make_episodes, meta_train
+from palate.meta.head import Head, Items, Layout, catalogue_statistics, make_head
+from palate.meta.item_tasks import ItemPosterior, fit_item_posterior, rank_of
+from palate.meta.learner import Params
+from palate.meta.training import MetaConfig, MetaResult, make_episodes, meta_train
 from palate.progress import Reporter, StageHandle
 from palate.recommend.content import encode_content
 from palate.recommend.recommender import Recommender
@@ -65,6 +75,8 @@ class Shared(NamedTuple):
     items: Items
     space: FeatureSpace
     unseen_popularity: float
+    counts: Float[Tensor, "item"]
+    """People who chose each item, as popularity counts them."""
 
 
 @contextmanager
@@ -83,6 +95,7 @@ def train(
     dataset: Dataset,
     config: Config | None = None,
     *,
+    start: Recommender | None = None,
     reporter: Reporter | None = None,
     checkpoints: Path | None = None,
     workers: int = 1,
@@ -94,39 +107,36 @@ def train(
     seed give the same model, bit for bit, on the same kind of machine.
 
     With `checkpoints`, a folder, the members write their progress there after each epoch and an interrupted run goes
-    on from it; a run with other data, settings or seed does not see these checkpoints.
+    on from it; a run with other data, settings, seed or `start` does not see these checkpoints.
+
+    With `start`, a served model, training goes on from it (`config.retraining` says how far; `config` is by default
+    the served model's). Members begin with its weights: items that they know keep their rows by id, new ones begin
+    with their content, items without events leave. Content and profiles are encoded as before, so that weights keep
+    their meaning: a new attribute column, a new category or a text that was not there waits for a training from
+    nothing. For the head the newcomers are the people whose first event is later than all that the served model has
+    learned from. They meet the served model as it is, as people to come will meet this one; the members that have read
+    them take no part. Where they are too few the head is carried over.
 
     Raises:
-        DataError: too little data to train on.
-        ConfigError: an unknown learner.
+        DataError: too little data to train on, or items and people without an attribute that `start` reads.
+        ConfigError: an unknown learner, or settings that `start` was not trained with.
         NumericalError: a loss became NaN or infinite; names the stage and step.
     """
-    config = config or Config()
+    config = config or (Config() if start is None else start.config)
     reporter = reporter or Reporter()
+    if start is not None:
+        _refuse_another_model(start.config, config)
     with reporter.stage("encode content") as stage:
-        prepared = prepare(dataset, config, stage)
+        prepared = prepare(dataset, config, stage, start=start)
         stage.done(f"{len(prepared.vocabulary):,} items × {prepared.content.shape[1]} features")
-    rotation = fit_rotation(prepared.content, config.evidence.content_dim)
+    rotation = start.content_rotation if start else fit_rotation(prepared.content, config.evidence.content_dim)
     content = rotation(prepared.content)
-    profiles = prepared.profiles
 
-    others, newcomers = newcomers_of(prepared.histories, config)
-    groups = {"held-out": others, "everyone": prepared.histories}
-    jobs = [
-        Job(
-            f"{name}-{member}",
-            config.model,
-            config.batches,
-            config.training,
-            prepared.content,
-            list(people.values()),
-            torch.stack([profiles[user] for user in people]),
-            config.seed + member,
-            None,
-        )
-        for name, people in groups.items()
-        for member in range(config.num_members)
-    ]
+    groups, newcomers = {"everyone": prepared.histories}, dict[str, History]()
+    if start is None:
+        others, newcomers = newcomers_of(prepared.histories, config)
+        groups = {"held-out": others, **groups}
+    jobs = make_jobs(groups, prepared, config, start)
     if checkpoints is not None:
         jobs = [job._replace(folder=checkpoints / f"{job.name}-{fingerprint(job)}") for job in jobs]
     with reporter.stage("pre-train") as stage:
@@ -135,54 +145,31 @@ def train(
         def on_epoch(loss: float) -> None:
             nonlocal done
             done += 1
-            stage.step(done, max(done, len(jobs) * config.training.num_epochs), f"loss {loss:.3f}")
+            stage.step(done, max(done, sum(job.training.num_epochs for job in jobs)), f"loss {loss:.3f}")
 
         trained = run_jobs(jobs, workers, on_epoch)
         losses = trained[-1].losses
+        fewer = f"{config.num_members} members for {len(groups['held-out']):,} people and " if start is None else ""
         stage.done(
-            f"{config.num_members} members for {len(others):,} people and {config.num_members} "
+            f"{fewer}{config.num_members} {'members ' if start else ''}"
             f"for all {len(prepared.histories):,}, loss {losses[0]:.3f} → {losses[-1]:.3f}"
         )
-    half = config.num_members
-    shared = assemble(trained[:half], others, prepared, content, config)
+    last = trained[-config.num_members :]
+    until = _seconds(dataset.interactions["timestamp"].max())
+    final = assemble(last, prepared.histories, prepared, content, config, until)
     with reporter.stage("meta-train") as stage:
-        training, validating = split_newcomers(newcomers)
-        train_set, validation_set = (
-            make_episodes(
-                list(people.values()),
-                torch.stack([profiles[user] for user in people]),
-                shared.backbone,
-                shared.items.vectors[:, :-1],
-                shared.items,
-                config.meta.support_sizes,
-                config.meta.min_query,
-            )
-            for people in (training, validating)
-        )
-        width, dim = shared.items.features.shape[1], shared.items.vectors.shape[1] - 1
-        rank = width - content.shape[1] - dim
-        layout = layout_of(rank, content.shape[1], dim, prepared.profile_encoder.dim, config.evidence)
-        head = make_head(config.meta.learner, width, prepared.profile_encoder.dim, config.learner)
-        result = meta_train(
-            head,
-            head.params(layout, shared.items),
-            shared.items,
-            train_set,
-            validation_set,
-            config.meta,
-            seed=config.seed,
-            on_step=lambda step, of, value: stage.step(step, of, f"NDCG@10 {value:.4f}"),
-        )
-        start, best = result.validation[0][1], max(value for _, value in result.validation)
-        stage.done(
-            f"{len(train_set.size):,} episodes of {len(training):,} people, validation NDCG@10 {start:.4f} → {best:.4f}"
-        )
-    final = assemble(trained[half:], prepared.histories, prepared, content, config)
+        if start is None:
+            shared = assemble(trained[: config.num_members], groups["held-out"], prepared, content, config, until)
+            head = _make_head(shared.items, prepared, config)
+            params = head.params(_layout(shared.items, content, prepared, config), shared.items)
+            learned = _meta_train(head, params, shared, newcomers, prepared.profiles, config, config.meta, stage)
+        else:
+            learned = _go_on(start, dataset, prepared, final.items, content, config, stage)
     recommender = Recommender(
         config=config,
         model_id="",
         backbone=final.backbone,
-        params=result.params | catalogue_statistics(final.items, result.params["fixed.tempered"]),
+        params=learned.params | catalogue_statistics(final.items, learned.params["fixed.tempered"]),
         items=final.items,
         num_trained=len(prepared.vocabulary),
         vocabulary=prepared.vocabulary,
@@ -193,15 +180,184 @@ def train(
         space=final.space,
         unseen_popularity=final.unseen_popularity,
         users=prepared.histories,
-        profiles=profiles,
+        profiles=prepared.profiles,
         training={
             "backbone loss": [list(point) for point in enumerate(losses, start=1)],
-            "meta loss": [list(point) for point in result.losses],
-            "meta validation": [list(point) for point in result.validation],
+            "meta loss": [list(point) for point in learned.losses],
+            "meta validation": [list(point) for point in learned.validation],
+            **({} if start is None else {"start": {"model_id": start.model_id, "head": stage.detail}}),
         },
+        trained_until=until,
+        item_posterior=learn_items(final, prepared, content, config, until),
     )
     recommender = replace(recommender, model_id=identify(recommender))
     return recommender.add_items(dataset.items)
+
+
+def make_jobs(
+    groups: Mapping[str, Mapping[str, History]], prepared: Prepared, config: Config, start: Recommender | None
+) -> list[Job]:
+    """The members to train, group after group, from random weights or from those of a served model.
+
+    Raises:
+        DataError: none of the served model's items is left.
+        ConfigError: an item leaves a table whose rows are shared between items.
+    """
+    training, begin = config.training, [None] * config.num_members
+    if start is not None:
+        again = config.retraining
+        training = replace(training, num_epochs=again.num_epochs, learning_rate=again.rate * training.learning_rate)
+        begin = _renewed(start, prepared)
+    return [
+        Job(
+            f"{name}-{member}",
+            config.model,
+            config.batches,
+            training,
+            prepared.content,
+            list(people.values()),
+            torch.stack([prepared.profiles[user] for user in people]),
+            config.seed + member,
+            None,
+            begin[member],
+        )
+        for name, people in groups.items()
+        for member in range(config.num_members)
+    ]
+
+
+def _renewed(start: Recommender, prepared: Prepared) -> list[Any]:
+    """The weights of a served model's members for the items of now."""
+    served = {name: place for place, name in enumerate(start.vocabulary.ids[: start.num_trained])}
+    kept = torch.tensor([served[name] for name in prepared.vocabulary.ids if name in served], dtype=torch.int64)
+    chosen = np.concatenate([history.items for history in prepared.histories.values()])
+    counts = torch.from_numpy(np.bincount(chosen, minlength=len(prepared.vocabulary)))
+    catalogue = Catalogue(counts, prepared.content)
+    return [dict(renew_model(model, catalogue, kept).state_dict()) for model in start.backbone.models()]
+
+
+def _meta_train(
+    head: Head,
+    params: Params,
+    shared: Shared,
+    newcomers: Mapping[str, History],
+    profiles: Mapping[str, Float[Tensor, "profile"]],
+    config: Config,
+    meta: MetaConfig,
+    stage: StageHandle,
+) -> MetaResult:
+    """Meta-train on newcomers whom the shared model has never seen."""
+    training, validating = split_newcomers(newcomers)
+    train_set, validation_set = (
+        make_episodes(
+            list(people.values()),
+            torch.stack([profiles[user] for user in people]),
+            shared.backbone,
+            shared.items.vectors[:, :-1],
+            shared.items,
+            meta.support_sizes,
+            meta.min_query,
+        )
+        for people in (training, validating)
+    )
+    result = meta_train(
+        head,
+        params,
+        shared.items,
+        train_set,
+        validation_set,
+        meta,
+        seed=config.seed,
+        on_step=lambda step, of, value: stage.step(step, of, f"NDCG@10 {value:.4f}"),
+    )
+    first, best = result.validation[0][1], max(value for _, value in result.validation)
+    stage.done(
+        f"{len(train_set.size):,} episodes of {len(training):,} people, validation NDCG@10 {first:.4f} → {best:.4f}"
+    )
+    return result
+
+
+def _go_on(
+    start: Recommender,
+    dataset: Dataset,
+    prepared: Prepared,
+    items: Items,
+    content: Float[Tensor, "item content"],
+    config: Config,
+    stage: StageHandle,
+) -> MetaResult:
+    """Let the served head meet the people who have come since, and fit it to the item features of now."""
+    newcomers = newcomers_since(start, dataset, config)
+    # A copy, because rows that were added in service cannot be differentiated through.
+    rows = start.items if start.base is None else start.base
+    served = Items(*(column[: start.num_trained].clone() for column in rows))
+    head = _make_head(served, prepared, config)
+    learned = MetaResult(start.params, (), ())
+    if len(newcomers) < config.retraining.min_newcomers:
+        stage.done(
+            f"carried over: {len(newcomers):,} people with {config.meta.min_items} items have come since the served "
+            f"model was trained, meta-training needs {config.retraining.min_newcomers:,} (retraining.min_newcomers)"
+        )
+    else:
+        # What the learner has fitted to profiles is part of what it knows, and is not fitted anew.
+        head = head._replace(prepare=lambda params, profiles: params)
+        meta = replace(config.meta, num_steps=config.retraining.num_steps)
+        shared = Shared(start.backbone, served, start.space, start.unseen_popularity, start.item_posterior.counts)
+        try:
+            learned = _meta_train(head, start.params, shared, newcomers, prepared.profiles, config, meta, stage)
+        except NumericalError as error:
+            # Tastes that have turned make the served model poor for newcomers: no reason to keep it for longer.
+            stage.done(f"carried over: {error}")
+    layout = _layout(items, content, prepared, config)
+    fresh = _make_head(items, prepared, config).params(layout, items)
+    width, others = served.features.shape[1], content.shape[1] + items.vectors.shape[1] - 1
+    rank = items.features.shape[1] - others
+    return learned._replace(params=carry_over(learned.params, fresh, width, width - others, rank))
+
+
+def newcomers_since(served: Recommender, dataset: Dataset, config: Config) -> dict[str, History]:
+    """The people who chose nothing until the served model was trained; histories are of items that it was trained on.
+
+    How an item fares that nobody had chosen says nothing of a person. Only people with enough items count.
+    """
+    trained = Vocabulary(served.vocabulary.ids[: served.num_trained])
+    moment = datetime(1970, 1, 1) + timedelta(seconds=served.trained_until)
+    first = pl.col("timestamp").min().over("user_id")
+    events = dataset.interactions.filter((first > moment) & pl.col("item_id").is_in(list(trained.ids)))
+    histories = build_histories(events, trained, config.negative_events)
+    return {user: history for user, history in histories.items() if len(history.items) >= config.meta.min_items}
+
+
+def _make_head(items: Items, prepared: Prepared, config: Config) -> Head:
+    return make_head(config.meta.learner, items.features.shape[1], prepared.profile_encoder.dim, config.learner)
+
+
+def _layout(items: Items, content: Float[Tensor, "item content"], prepared: Prepared, config: Config) -> Layout:
+    dim = items.vectors.shape[1] - 1
+    rank = items.features.shape[1] - content.shape[1] - dim
+    return layout_of(rank, content.shape[1], dim, prepared.profile_encoder.dim, config.evidence)
+
+
+def _refuse_another_model(served: Config, config: Config) -> None:
+    """Weights go on only under the settings that gave them their shape and their meaning."""
+    text = replace(config.text, cache_dir=served.text.cache_dir, batch_size=served.text.batch_size)
+    for name, before, now in (
+        ("num_members", served.num_members, config.num_members),
+        ("model", served.model, config.model),
+        ("text", served.text, text),
+        ("attributes", served.attributes, config.attributes),
+        ("evidence.content_dim", served.evidence.content_dim, config.evidence.content_dim),
+        ("meta.learner", served.meta.learner, config.meta.learner),
+        ("learner", served.learner, config.learner),
+    ):
+        if before != now:
+            raise ConfigError(
+                f"{name}: the served model was trained with {before}, not {now}; keep it, or train from nothing"
+            )
+
+
+def _seconds(moment: Any) -> float:
+    return float((moment - datetime(1970, 1, 1)).total_seconds())
 
 
 def fingerprint(job: Job) -> str:
@@ -213,6 +369,8 @@ def fingerprint(job: Job) -> str:
         *(part for history in job.histories for part in history[:3]),
     ):
         digest.update(repr(array.shape).encode() + array.tobytes())
+    for name, weight in (job.start or {}).items():
+        digest.update(name.encode() + repr(weight.shape).encode() + weight.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -222,6 +380,7 @@ def assemble(
     prepared: Prepared,
     content: Float[Tensor, "item content"],
     config: Config,
+    until: float,
 ) -> Shared:
     """Put trained members together and fit the head's item features on the people they were trained on."""
     catalogue = Catalogue(torch.zeros(len(content), dtype=torch.int64), prepared.content)
@@ -236,16 +395,52 @@ def assemble(
     with torch.no_grad():
         vectors = ensemble.item_vectors()
         features, space = fit_features(people, content, vectors, config.evidence)
-        popularity = fit_popularity(people, len(vectors))
+        popularity = fit_popularity(people, len(vectors), config.evidence.half_life, until)
         items = make_items(features, vectors, ensemble.item_bias(), popularity.items)
-    return Shared(ensemble, items, space, popularity.unseen)
+    return Shared(ensemble, items, space, popularity.unseen, popularity.counts)
 
 
-def prepare(dataset: Dataset, config: Config, stage: StageHandle | None = None) -> Prepared:
+def learn_items(
+    shared: Shared, prepared: Prepared, content: Float[Tensor, "item content"], config: Config, until: float
+) -> ItemPosterior:
+    """Let items of the training data play the new one, and learn what their first choosers say of them."""
+    items = shared.items
+    with torch.no_grad():
+        vectors = shared.backbone.encode_new(prepared.content)
+        evidence = items.features[:, : rank_of(items, config.evidence)]
+        foretold = Items(
+            torch.cat(
+                [
+                    foretell_evidence(content, evidence, config.evidence),
+                    content,
+                    shared.space.vector_rotation(vectors),
+                ],
+                1,
+            ),
+            torch.cat([vectors, items.vectors[:, -1].min().expand(len(vectors), 1)], 1),
+            torch.full((len(vectors),), shared.unseen_popularity),
+        )
+        return fit_item_posterior(
+            list(prepared.histories.values()),
+            items,
+            foretold,
+            shared.counts,
+            config.item_tasks,
+            config.evidence,
+            until=until,
+            seed=config.seed,
+        )
+
+
+def prepare(
+    dataset: Dataset, config: Config, stage: StageHandle | None = None, *, start: Recommender | None = None
+) -> Prepared:
     """Turn a data set into arrays; only items and people with events count, the others teach nothing.
 
+    With `start`, its encoders are used, and the items that it was trained on come first, in its order.
+
     Raises:
-        DataError: no event is a choice.
+        DataError: no event is a choice, or an attribute is missing that `start` reads.
     """
     chosen = dataset.interactions.filter(~pl.col("event_type").is_in(list(config.negative_events)))
     if chosen.is_empty():
@@ -253,7 +448,11 @@ def prepare(dataset: Dataset, config: Config, stage: StageHandle | None = None) 
             f"{dataset.name}: every event is of a type in negative_events {config.negative_events}; "
             "nothing says what people choose"
         )
-    vocabulary = Vocabulary(tuple(chosen["item_id"].unique().sort()))
+    ids = chosen["item_id"].unique().sort()
+    if start is not None:
+        first = pl.Series("item_id", start.vocabulary.ids[: start.num_trained], dtype=pl.String)
+        ids = pl.concat([first.filter(first.is_in(ids.implode())), ids.filter(~ids.is_in(first.implode()))])
+    vocabulary = Vocabulary(tuple(ids))
     catalog = _rows(dataset.items, vocabulary)
     known = dataset.interactions.filter(pl.col("item_id").is_in(list(vocabulary.ids)))
     histories = {
@@ -264,17 +463,27 @@ def prepare(dataset: Dataset, config: Config, stage: StageHandle | None = None) 
     people = pl.DataFrame({"user_id": list(histories)}).join(
         dataset.users.frame, on="user_id", how="left", maintain_order="left"
     )
-    # Overrides are by column name, and a name belongs to the table that has it.
-    item_encoder = AttributeEncoder.fit(
-        catalog.frame,
-        catalog.numeric,
-        catalog.categorical,
-        _overrides_for(config.attributes, (*catalog.numeric, *catalog.categorical)),
-    )
-    columns = (*dataset.users.numeric, *dataset.users.categorical)
-    profile_encoder = AttributeEncoder.fit(
-        people, dataset.users.numeric, dataset.users.categorical, _overrides_for(config.attributes, columns)
-    )
+
+    def on_texts(done: int, of: int) -> None:
+        if stage is not None:
+            stage.step(done, of, "texts")
+
+    if start is not None:
+        item_encoder, profile_encoder = start.item_encoder, start.profile_encoder
+        content = start.encode_items(catalog, on_texts)
+    else:
+        # Overrides are by column name, and a name belongs to the table that has it.
+        item_encoder = AttributeEncoder.fit(
+            catalog.frame,
+            catalog.numeric,
+            catalog.categorical,
+            _overrides_for(config.attributes, (*catalog.numeric, *catalog.categorical)),
+        )
+        columns = (*dataset.users.numeric, *dataset.users.categorical)
+        profile_encoder = AttributeEncoder.fit(
+            people, dataset.users.numeric, dataset.users.categorical, _overrides_for(config.attributes, columns)
+        )
+        content = encode_content(catalog, item_encoder, config.text, on_texts)
     encoded = torch.from_numpy(profile_encoder.transform(people))
     titles = catalog.titles()
     return Prepared(
@@ -282,12 +491,7 @@ def prepare(dataset: Dataset, config: Config, stage: StageHandle | None = None) 
         tuple(titles[name] for name in vocabulary.ids),
         histories,
         dict(zip(histories, encoded, strict=True)),
-        encode_content(
-            catalog,
-            item_encoder,
-            config.text,
-            progress=None if stage is None else lambda done, of: stage.step(done, of, "texts"),
-        ),
+        content,
         item_encoder,
         profile_encoder,
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 from palate.backbone.batches import BatchConfig, BatchSource, inputs
 from palate.backbone.item_tables import ItemTableConfig
 from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceModelConfig
-from palate.backbone.warm_start import grow_model, transfer_model
+from palate.backbone.warm_start import grow_model, renew_model, transfer_model
 from palate.data.event_log import from_sequences
 from palate.errors import ConfigError, DataError
 
@@ -69,3 +69,29 @@ def test_what_does_not_fit_is_refused() -> None:
         transfer_model(make(), Catalogue(COUNTS, CONTENT[:, :5]))
     with pytest.raises(ConfigError, match="trained without content"):
         transfer_model(make(content=None), Catalogue(COUNTS, CONTENT))
+
+
+def test_items_that_leave_take_their_rows_along_and_the_others_stay() -> None:
+    model = make()
+    kept = torch.tensor([4, 0, 29, 11])
+    content = torch.cat([CONTENT[kept], CONTENT[30:33]])
+    renewed = renew_model(model, Catalogue(torch.arange(1, 8), content), kept)
+    assert renewed.items.num_items == 7
+    torch.testing.assert_close(renewed.items.all()[:4], model.items.all()[kept])
+    torch.testing.assert_close(renewed.items.bias[:4], model.items.bias[kept])
+    torch.testing.assert_close(renewed.items.all()[4:], model.items.encode_new(CONTENT[30:33]))
+    old, new = from_sequences([[4, 0], [29, 11, 4]]), from_sequences([[0, 1], [2, 3, 0]])
+    torch.testing.assert_close(renewed.scores(inputs(new, 9))[:, :4], model.scores(inputs(old, 9))[:, kept])
+    assert model.items.num_items == 30
+
+
+def test_where_nothing_leaves_renewing_is_growing() -> None:
+    hashed = make(replace(SMALL, item_table=ItemTableConfig("hashed", compression=2)))
+    catalogue = Catalogue(COUNTS, CONTENT)
+    one, other = renew_model(hashed, catalogue, torch.arange(30)), grow_model(hashed, catalogue)
+    for name, value in other.state_dict().items():
+        torch.testing.assert_close(one.state_dict()[name], value)
+    with pytest.raises(ConfigError, match="none can leave; train from nothing"):
+        renew_model(hashed, catalogue, torch.arange(1, 30))
+    with pytest.raises(DataError, match="none of the items that the model was trained on is left"):
+        renew_model(make(), catalogue, torch.zeros(0, dtype=torch.int64))

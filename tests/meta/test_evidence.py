@@ -1,5 +1,6 @@
 """Item features: the cosine by loops, principal axes, items without events, popularity by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from palate.meta.evidence import (
     fit_features,
     fit_popularity,
     fit_rotation,
+    foretell_evidence,
     layout_of,
     make_items,
 )
@@ -190,3 +192,88 @@ def test_a_bad_setting_is_named(bad: dict[str, Any]) -> None:
     (setting,) = bad
     with pytest.raises(ConfigError, match=f"evidence.{setting} is 0"):
         EvidenceConfig(**bad)
+
+
+class TestSparse:
+    """Above `dense_items` only the leading axes are found, and they are the same ones."""
+
+    config = EvidenceConfig(rank=12, shrink=4.0)
+    num_items = 90
+
+    def people(self) -> list[History]:
+        """Six tastes; the last five items are chosen by nobody."""
+        rng = np.random.default_rng(5)
+        return [
+            history((15 * (row % 6) + rng.permutation(15)[: 2 + row % 5]).clip(0, 84 - row % 3).tolist())
+            if row % 4
+            else history(np.unique(rng.integers(0, 85, 4)).tolist())
+            for row in range(400)
+        ]
+
+    def both(self, people: list[History]) -> tuple[Tensor, Tensor]:
+        unique = [history(list(dict.fromkeys(person.items.tolist()))) for person in people]
+        dense = fit_evidence(unique, self.num_items, self.config)
+        return dense, fit_evidence(unique, self.num_items, replace(self.config, dense_items=10))
+
+    def test_inner_products_are_those_of_the_full_matrix(self) -> None:
+        dense, sparse = self.both(self.people())
+        assert sparse.shape == dense.shape
+        torch.testing.assert_close(sparse @ sparse.T, dense @ dense.T, atol=2e-4, rtol=0)
+        assert (dense @ dense.T).abs().max() > 0.3
+        torch.testing.assert_close(sparse.square().sum(0), dense.square().sum(0), rtol=1e-3, atol=1e-5)
+
+    def test_the_same_bytes_every_time_and_signs_by_the_largest_entry(self) -> None:
+        people = self.people()
+        _, first = self.both(people)
+        np.random.seed(3)  # noqa: NPY002 - ARPACK's own draws must not matter
+        _, second = self.both(people)
+        assert torch.equal(first, second)
+        assert (first.gather(0, first.abs().argmax(0, keepdim=True)) > 0).all()
+
+    def test_items_without_events_have_zero_rows(self) -> None:
+        _, sparse = self.both(self.people())
+        assert torch.isfinite(sparse).all()
+        assert (sparse[85:].abs() < 1e-4).all()
+        assert (sparse[:80].norm(dim=1) > 0.05).all()
+
+    def test_few_people_leave_columns_empty_but_there(self) -> None:
+        dense, sparse = self.both([history([0, 1]), history([3, 4, 5])])
+        assert sparse.shape == (90, 12)
+        assert torch.isfinite(sparse).all()
+        torch.testing.assert_close(sparse @ sparse.T, dense @ dense.T, atol=2e-4, rtol=0)
+
+    def test_the_full_matrix_is_taken_up_to_the_size_that_is_set(self) -> None:
+        people = [history(list(dict.fromkeys(person.items.tolist()))) for person in self.people()]
+        at = fit_evidence(people, 90, replace(self.config, dense_items=90))
+        assert torch.equal(at, fit_evidence(people, 90, self.config))
+        assert not torch.equal(at, fit_evidence(people, 90, replace(self.config, dense_items=89)))
+
+    def test_of_a_long_history_the_most_recent_items_count(self) -> None:
+        people = [history(list(range(80))), history([79, 78, 77])] * 3
+        cut = [history(person.items[-5:].tolist()) for person in people]
+        config = replace(self.config, rank=3, dense_items=10)
+        assert torch.equal(fit_evidence(people, 90, replace(config, most_items=5)), fit_evidence(cut, 90, config))
+
+
+def test_a_half_life_of_popularity_by_hand() -> None:
+    """Days 0 and 10 with a half-life of 10 at day 10: weights 1/2 and 1, scaled to two choices in all."""
+    day = 86_400.0
+    people = [History(np.array([0, 1]), np.array([0.0, 10 * day]), np.zeros(0, np.int64))]
+    found = fit_popularity(people, 3, half_life=10.0, now=10 * day)
+    np.testing.assert_allclose(found.counts, [2 / 3, 4 / 3, 0], rtol=1e-6)
+    plain = fit_popularity(people, 3)
+    assert plain.counts.tolist() == [1, 1, 0]
+    assert found.items[1] > plain.items[1]
+
+
+def test_what_content_foretells_of_an_item_has_not_seen_it() -> None:
+    """Leave-one-out in closed form is the regression on all other items."""
+    generator = torch.Generator().manual_seed(4)
+    content, evidence = torch.randn(9, 3, generator=generator), torch.randn(9, 2, generator=generator)
+    config = EvidenceConfig(content_penalty=0.7)
+    foretold = foretell_evidence(content, evidence, config)
+    for item in range(9):
+        rest = [other for other in range(9) if other != item]
+        gram = content[rest].T @ content[rest] + 0.7 * torch.eye(3)
+        way = torch.linalg.solve(gram, content[rest].T @ evidence[rest])
+        torch.testing.assert_close(foretold[item], content[item] @ way, atol=1e-5, rtol=1e-4)

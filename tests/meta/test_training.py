@@ -251,6 +251,27 @@ class TestMakeEpisodes:
         episodes = self.make((0, 2, 4, 5))
         assert episodes.size.tolist() == [0, 2, 4, 0, 0, 2]
 
+    def test_of_more_episodes_than_fit_in_memory_some_are_drawn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        whole = self.make((0, 2, 4, 5))
+        monkeypatch.setattr("palate.meta.training._MOST_CELLS", 4 * NUM_ITEMS + 1)
+        some = self.make((0, 2, 4, 5))
+        assert len(some.size) == 4
+        rows = [row.tolist() for row in whole.relevant]
+        places = [rows.index(row.tolist()) for row in some.relevant]
+        assert places == sorted(set(places))
+        assert torch.equal(self.make((0, 2, 4, 5)).relevant, some.relevant)
+
+    def test_validation_in_parts_is_validation_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        episodes, head = self.make((0, 2)), make_head("ridge", self.items.features.shape[1], 2)
+        width = self.items.features.shape[1]
+        layout = Layout(torch.zeros(width), torch.ones(width), torch.zeros(width), 2)
+        # The members' vectors, as long as the states that are scored with them.
+        self.items = self.items._replace(vectors=torch.cat([self.vectors, torch.zeros(NUM_ITEMS, 1)], 1))
+        params = head.params(layout, self.items)
+        whole = validate(head, params, self.items, episodes)
+        monkeypatch.setattr("palate.meta.training._CELLS_AT_ONCE", 2 * NUM_ITEMS)
+        assert validate(head, params, self.items, episodes) == pytest.approx(whole, abs=1e-6)
+
     def test_what_is_before_the_cut_is_support_and_the_rest_is_relevant(self) -> None:
         episodes = self.make((2,))
         assert [row.nonzero().flatten().tolist() for row in episodes.seen] == [[5, 9], [4, 6]]

@@ -179,7 +179,7 @@ def test_what_the_model_was_given_makes_a_difference(model: Recommender) -> None
 
 @pytest.mark.parametrize("kind", ["exact", "ivf"])
 def test_an_index_lists_what_scoring_everything_lists(model: Recommender, kind: str) -> None:
-    searched = replace(model, retrieval=RetrievalConfig(kind, threshold=10, target_recall=1.0))
+    searched = replace(model, retrieval=RetrievalConfig(kind, dense_until=10, target_recall=1.0))
     for events in ([], ["garden-03"], ["toys-01", "toys-02", "kitchen-05"]):
         for filters in ({}, {"exclude": ["toys-07"]}, {"candidates": ["garden-01", "toys-09"]}, {"include_seen": True}):
             wanted, found = model.recommend(events, 12, **filters), searched.recommend(events, 12, **filters)

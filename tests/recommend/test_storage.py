@@ -142,10 +142,10 @@ def test_names_of_another_shape_are_refused(folder: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("manifest", "said"),
     [
-        ('{"format": 1, "sha256": {}}', "written in format 1, this version reads 3; train it again"),
-        ('{"format": 3, "sha256": {}}', "differs from what was saved"),
-        ('{"format": 3, "sha256": [1]}', "unreadable"),
-        ('{"format": 3}', "unreadable"),
+        ('{"format": 1, "sha256": {}}', "written in format 1, this version reads 4; train it again"),
+        ('{"format": 4, "sha256": {}}', "differs from what was saved"),
+        ('{"format": 4, "sha256": [1]}', "unreadable"),
+        ('{"format": 4}', "unreadable"),
         ("[]", "unreadable"),
         ("", "unreadable"),
     ],

@@ -8,7 +8,7 @@ least is known of a person.
 import contextlib
 import multiprocessing
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -94,6 +94,8 @@ class Job(NamedTuple):
     seed: int
     folder: Path | None
     """Where the run leaves its checkpoints, and goes on from them."""
+    start: Mapping[str, Any] | None = None
+    """The weights to begin with, a model's whole state; None: random ones."""
 
 
 class Trained(NamedTuple):
@@ -116,6 +118,8 @@ def run_job(job: Job, on_epoch: Callable[[float], None]) -> Trained:
     counts = np.bincount(log.items, minlength=len(job.content))
     torch.manual_seed(job.seed)
     model = SequenceModel(job.model, Catalogue(torch.from_numpy(counts), job.content), job.profiles.shape[1])
+    if job.start is not None:
+        model.load_state_dict(job.start)
     result = train(
         model,
         BatchSource(log, job.batches, job.model.max_events, profiles=job.profiles.numpy()),
@@ -184,11 +188,14 @@ def _report(loss: float) -> None:
 
 
 def _packed(job: Job) -> tuple[Any, ...]:
-    return tuple(job._replace(content=job.content.numpy(), profiles=job.profiles.numpy()))  # type: ignore[arg-type]
+    start = None if job.start is None else {name: value.numpy() for name, value in job.start.items()}
+    packed = job._replace(content=job.content.numpy(), profiles=job.profiles.numpy(), start=start)  # type: ignore[arg-type]
+    return tuple(packed)
 
 
 def _work(fields: tuple[Any, ...]) -> tuple[dict[str, Any], tuple[float, ...]]:
     job = Job(*fields)
-    job = job._replace(content=torch.from_numpy(job.content), profiles=torch.from_numpy(job.profiles))
+    start = None if job.start is None else {name: torch.from_numpy(value) for name, value in job.start.items()}
+    job = job._replace(content=torch.from_numpy(job.content), profiles=torch.from_numpy(job.profiles), start=start)
     trained = run_job(job, _report)
     return {name: value.numpy() for name, value in trained.weights.items()}, trained.losses

@@ -49,6 +49,17 @@ class ItemTable(nn.Module, ABC):
             DataError: the codes do not go on from those that the table has.
         """
 
+    def keep(self, items: Int64[Tensor, "kept"]) -> "ItemTable":
+        """A table of some of the items, in the order asked for, with weights of its own.
+
+        Raises:
+            ConfigError: items share rows by their numbers, so that none can leave or move.
+        """
+        raise ConfigError(
+            "item table: its rows are shared between items by their numbers, so that none can leave; train from "
+            'nothing, or set item_table.kind to "full"'
+        )
+
 
 @final
 class FullTable(ItemTable):
@@ -72,6 +83,12 @@ class FullTable(ItemTable):
         larger = _skeleton(lambda: FullTable(num_items, self.dim))
         larger.weight = _extend(self.weight, num_items)
         return larger
+
+    def keep(self, items: Int64[Tensor, "kept"]) -> "FullTable":
+        """A table of some of the items."""
+        smaller = _skeleton(lambda: FullTable(len(items), self.dim))
+        smaller.weight = nn.Parameter(self.weight.detach()[items])
+        return smaller
 
 
 @final

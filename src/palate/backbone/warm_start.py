@@ -5,7 +5,7 @@ that training goes on from there instead of from nothing.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from palate.backbone.item_tower import popularity_bias
@@ -41,6 +41,29 @@ def grow_model(model: SequenceModel, catalogue: Catalogue) -> SequenceModel:
         fresh = popularity_bias(counts)[known:] - popularity_bias(counts)[:known].min()
         grown.items.bias.copy_(torch.cat([bias, bias.min() + fresh]))
     return grown.train(model.training)
+
+
+def renew_model(model: SequenceModel, catalogue: Catalogue, kept: Int64[Tensor, "kept"]) -> SequenceModel:
+    """A model for a catalogue that items have left and others joined: its first items are items `kept` of `model`.
+
+    What stays keeps its vectors and biases, what is new begins as in `grow_model`. The old model is left as it is.
+
+    Raises:
+        DataError: nothing is kept, or as `grow_model`.
+        ConfigError: an item leaves a table whose rows are shared between items.
+    """
+    if len(kept) == 0:
+        raise DataError("warm start: none of the items that the model was trained on is left; train from nothing")
+    if torch.equal(kept, torch.arange(model.items.num_items)):
+        return grow_model(model, catalogue)
+    first = catalogue.counts[: len(kept)]
+    content = None if catalogue.content is None else catalogue.content[: len(kept)]
+    fewer = _like(model, Catalogue(first, content))
+    _copy(model, fewer, skip=("items.table.", "items.bias"))
+    fewer.items.table = model.items.table.keep(kept)
+    with torch.no_grad():
+        fewer.items.bias.copy_(model.items.bias[kept])
+    return grow_model(fewer.train(model.training), catalogue)
 
 
 def transfer_model(model: SequenceModel, catalogue: Catalogue) -> SequenceModel:

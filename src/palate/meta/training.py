@@ -70,6 +70,10 @@ RETURN = -1
 
 _TOGETHER = 256
 """Episodes whose states are computed together."""
+_MOST_CELLS = 2**28
+"""Episodes × items of a set of tasks: it holds what is relevant and what was seen as a byte each."""
+_CELLS_AT_ONCE = 2**26
+"""Episodes × items that are scored together in validation."""
 
 
 class Episodes(NamedTuple):
@@ -106,6 +110,7 @@ def make_episodes(
     """Cut each history after each size that leaves `min_query` items to predict, and before each later visit that does.
 
     A list after so many events is asked for right away; visits are told apart where the model's `visit_gap` says how.
+    Where the catalogue is so large that the episodes would not fit in memory, some are drawn.
 
     Raises:
         ConfigError: every size is above what the backbone reads.
@@ -135,6 +140,10 @@ def make_episodes(
         raise DataError(
             f"meta-training: no held-out person has {min(sizes) + min_query} distinct items; lower meta.min_query"
         )
+    most_episodes = max(1, _MOST_CELLS // len(vectors))
+    if len(cuts) > most_episodes:
+        drawn = np.random.default_rng(0).choice(len(cuts), most_episodes, replace=False)
+        cuts = [cuts[place] for place in np.sort(drawn).tolist()]
     users = torch.tensor([row for row, _, _ in cuts])
     supports = [histories[row].head(place).tail(most)._replace(returning=returning) for row, place, returning in cuts]
     places = torch.tensor([len(support.items) for support in supports])
@@ -217,9 +226,16 @@ def meta_train(
 @torch.no_grad()
 def validate(head: Head, params: Params, items: Items, episodes: Episodes) -> float:
     """Mean over support sizes of the mean NDCG@10 over people, seen items removed."""
-    scores = score_supports(head, params, items, episodes.profile, episodes.support)
-    ranked = top_k(scores.masked_fill(episodes.seen, -torch.inf).numpy(), 10)
-    values = ndcg_at_k(ranked, episodes.relevant.numpy())
+    together = max(1, _CELLS_AT_ONCE // len(items.popularity))
+    parts = []
+    for start in range(0, len(episodes.size), together):
+        some = episodes
+        if together < len(episodes.size):
+            some = take(episodes, torch.arange(start, min(start + together, len(episodes.size))))
+        scores = score_supports(head, params, items, some.profile, some.support)
+        ranked = top_k(scores.masked_fill(some.seen, -torch.inf).numpy(), 10)
+        parts.append(ndcg_at_k(ranked, some.relevant.numpy()))
+    values = np.concatenate(parts)
     sizes = episodes.size.numpy()
     return float(np.mean([values[sizes == size].mean() for size in np.unique(sizes)]))
 

@@ -1,7 +1,8 @@
 """The recommender: shared weights, one person's fast weights, and the list that follows from them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +20,13 @@ from palate.data.catalog import Catalog
 from palate.data.episodes import EMPTY_HISTORY, History, build_histories
 from palate.data.event_log import from_histories
 from palate.data.log import read_ids, require_columns, validate_interactions
+from palate.data.times import parse_time
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeEncoder
 from palate.errors import ConfigError, DataError, ModelError
 from palate.meta.evidence import FeatureSpace, Rotation
 from palate.meta.head import Head, Items, Profile, Support, make_head, metric, search_query, search_rows
+from palate.meta.item_tasks import ItemPosterior, popularity_of, since_training, warm_rows
 from palate.meta.learner import Fast, Params
 from palate.meta.tasks import make_supports
 from palate.meta.training import score_supports
@@ -87,8 +90,14 @@ class Recommender:
     """Encoded profiles of the people in training."""
     training: Mapping[str, object]
     """How the training went: curves and counts."""
+    trained_until: float
+    """Time of the newest event in training, in seconds since 1970-01-01."""
+    item_posterior: ItemPosterior
+    """How the rows of items follow events after training; see `with_item_events`."""
+    base: Items | None = None
+    """The rows before any such events, where `items` has taken some in."""
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
-    """How the best of a large catalogue are found, from `retrieval.threshold` items on; below, every item is scored.
+    """How the best of a large catalogue are found: above `retrieval.dense_until` items by an index of them.
     Not part of the saved model: `dataclasses.replace` sets another."""
 
     def adapt(
@@ -149,20 +158,51 @@ class Recommender:
             raise ModelError(
                 f"the state names items beyond the {len(self.vocabulary):,} of this model; add those items to it first"
             )
-        if len(self.vocabulary) > self.retrieval.threshold:
-            places, values = self._search(state, k, exclude, include_seen, candidates)
-        else:
-            allowed = self._allowed(state.history, exclude, include_seen, candidates)
-            with torch.inference_mode():
-                scores = self._head.score(self.params, state.fast, self.items).numpy()
-            ranked = top_k(np.where(allowed, scores, -np.inf)[None], k)[0]
-            places = ranked[ranked >= 0]
-            values = scores[places]
-        reasons = self._reasons(state, places)
+        excluded = self._excluded(state.history, exclude, include_seen)
+        allowed = None
+        if candidates is not None:
+            allowed = np.zeros(len(self.vocabulary), np.bool_)
+            allowed[self.vocabulary.index(list(candidates))] = True
+        places, values = self.rank(state, k, allowed=allowed, excluded=excluded)
+        reasons = self.reasons(state, places)
         return [
             Recommendation(rank, self.vocabulary.ids[place], self.titles[place], value, *reasons[rank - 1])
             for rank, (place, value) in enumerate(zip(places.tolist(), values.tolist(), strict=True), start=1)
         ]
+
+    def adapt_to(self, history: History, profile: Float[Tensor, "profile"]) -> State:
+        """`adapt` for who keeps histories and encoded profiles (`encode_profile`) already, as a service does.
+
+        Items of the history are numbers of this model's vocabulary.
+        """
+        with torch.inference_mode():
+            return State(self.model_id, self._adapt_one(history, profile), history)
+
+    def rank(
+        self,
+        state: State,
+        k: int,
+        *,
+        allowed: Bool[np.ndarray, "item"] | None = None,
+        excluded: Int64[np.ndarray, "excluded"],
+    ) -> tuple[Int64[np.ndarray, "place"], Float[np.ndarray, "place"]]:
+        """The `k` best items as numbers of the vocabulary, the best first, and their scores.
+
+        Only items that are `allowed` (None: all) and not `excluded`; fewer where fewer are left. The state must be this
+        model's, which is not checked here.
+        """
+        if len(self.vocabulary) > self.retrieval.dense_until:
+            query = search_query(state.fast).float()[None].numpy()
+            found = self._index.search(query, k, allowed=allowed, excluded=[excluded])
+            kept = found.items[0] != NO_ITEM
+            return found.items[0][kept], found.scores[0][kept]
+        with torch.inference_mode():
+            scores = self._head.score(self.params, state.fast, self.items).numpy()
+        scores = scores.copy() if allowed is None else np.where(allowed, scores, -np.inf)
+        scores[excluded] = -np.inf
+        ranked = top_k(scores[None], k)[0]
+        places = ranked[ranked >= 0]
+        return places, scores[places]
 
     def score_many(
         self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
@@ -184,6 +224,27 @@ class Recommender:
             supports = make_supports(recent, self.items.features, states)
             scores = score_supports(self._head, self.params, self.items, Profile(profiles, before), supports)
         return np.asarray(scores.numpy())
+
+    def directions(self, places: Int64[np.ndarray, "place"]) -> Float[np.ndarray, "place feature"]:
+        """Items as unit vectors in the metric that the learner has learned: how alike two are is their product."""
+        rows = self.items.features[torch.from_numpy(places)] * metric(self.params)
+        return np.asarray(torch.nn.functional.normalize(rows, dim=1).numpy())
+
+    def reasons(self, state: State, places: Int64[np.ndarray, "place"]) -> list[tuple[str, str | None]]:
+        """Say in words why each of these items is in a list.
+
+        With it the event that is nearest to the item in the learned metric, where one is near at all.
+        """
+        recent = state.history.tail(self.config.model.max_events).items
+        if len(recent) == 0:
+            return [("popular with people like you", None)] * len(places)
+        cosine = self.directions(places) @ self.directions(recent).T
+        return [
+            (f"goes with {self.titles[recent[event]]}", self.vocabulary.ids[recent[event]])
+            if value > _NEAR
+            else ("fits your recent choices", None)
+            for value, event in zip(cosine.max(1).tolist(), cosine.argmax(1).tolist(), strict=True)
+        ]
 
     def backbone_scores(
         self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
@@ -228,32 +289,93 @@ class Recommender:
         if frame.is_empty():
             return self
         new = replace(catalog, frame=frame)
-        content = encode_content(new, self.item_encoder, self.config.text)
-        width = len(self.content_rotation.mean)
-        if content.shape[1] != width:
-            text = "no text column" if new.text is None else f"the text column {new.text!r}"
-            raise DataError(
-                f"catalogue: {text} gives {content.shape[1]} features an item, the model was trained with {width}; "
-                "describe the new items as in training"
-            )
+        content = self.encode_items(new)
         with torch.inference_mode():
             vectors = self.backbone.encode_new(content)
             features = self.space.new_items(self.content_rotation(content), vectors)
             bias = self.items.vectors[: self.num_trained, -1].min().expand(len(vectors), 1)
             popularity = torch.full((len(vectors),), self.unseen_popularity)
-            items = Items(
-                torch.cat([self.items.features, features]),
-                torch.cat([self.items.vectors, torch.cat([vectors, bias], 1)]),
-                torch.cat([self.items.popularity, popularity]),
-            )
+            added = Items(features, torch.cat([vectors, bias], 1), popularity)
         titles = new.titles()
         ids = tuple(frame["item_id"])
-        return replace(
+        longer = replace(
             self,
-            items=items,
+            items=_joined(self.items, added),
+            base=None if self.base is None else _joined(self.base, added),
             vocabulary=Vocabulary((*self.vocabulary.ids, *ids)),
             titles=(*self.titles, *(titles[name] for name in ids)),
         )
+        index = self.__dict__.get("_index")
+        if index is not None:  # one that is at hand is extended, which costs much less than another
+            rows = search_rows(Items(*(part[len(self.vocabulary) :] for part in items)))
+            longer.__dict__["_index"] = index.with_added(rows.numpy())
+        return longer
+
+    def with_item_events(self, events: pl.DataFrame, *, now: datetime | str | None = None) -> "Recommender":
+        """Return a recommender whose items have taken in what happened since training; weights stay as they are.
+
+        Items that came after training and have been chosen since get a row from their content and their choosers, and
+        the popularity of all items follows (`evidence.half_life` says how fast old choices fade). All of it is
+        computed from the rows that training left, so that `events` are all events since, each time, and no matter in
+        how many steps. States stay valid: fast weights mean the same as before.
+
+        Args:
+            events: user_id, item_id and timestamp at least. Events before `trained_until` count for nobody's
+                popularity; they say what else the choosers of new items had chosen, where these are not in `users`.
+                Items that the catalogue lacks are passed over; add them first.
+            now: the moment up to which the shelf time of items is counted, naive UTC; by default the newest event's.
+
+        Raises:
+            DataError: a malformed table, or an event later than `now`.
+        """
+        base = self.items if self.base is None else self.base
+        if events.is_empty():
+            return replace(self, items=base, base=None)
+        log = validate_interactions(events, source="events")
+        moment = log["timestamp"].max() if now is None else parse_time(now, what="now")
+        assert isinstance(moment, datetime)
+        late = log.filter(pl.col("timestamp") > moment)
+        if not late.is_empty():
+            raise DataError(f"events: one is at {late['timestamp'][0]}, after now ({moment}); leave it out")
+        log = log.filter(pl.col("item_id").is_in(list(self.vocabulary.ids)))
+        people = build_histories(log, self.vocabulary, self.config.negative_events)
+        histories = [_after(self.users.get(user, EMPTY_HISTORY), history) for user, history in people.items()]
+        known, evidence = self.num_trained, self.config.evidence
+        counts, told = since_training(
+            self.item_posterior,
+            histories,
+            len(self.vocabulary),
+            evidence.half_life,
+            (moment - datetime(1970, 1, 1)).total_seconds(),
+            self.config.item_tasks.trust,
+        )
+        with torch.inference_mode():
+            trained, prior = (Items(*(column[some] for column in base)) for some in (slice(known), slice(known, None)))
+            warm = warm_rows(
+                self.item_posterior, self.config.item_tasks, evidence, self.space, trained, prior, told, counts[known:]
+            )
+            trained = trained._replace(popularity=popularity_of(self.item_posterior, counts[:known]))
+        return replace(self, items=_joined(trained, warm), base=base)
+
+    def encode_items(
+        self, catalog: Catalog, progress: Callable[[int, int], None] | None = None
+    ) -> Float[Tensor, "item content"]:
+        """Encode the rows of a catalogue as in training; what training did not read, a new column or text, is left out.
+
+        Raises:
+            DataError: the catalogue lacks an attribute or the text that the model was trained with.
+        """
+        width = len(self.content_rotation.mean)
+        if width == self.item_encoder.dim + 1:  # one empty feature is all that a catalogue without texts has
+            catalog = replace(catalog, text=None)
+        content = encode_content(catalog, self.item_encoder, self.config.text, progress)
+        if content.shape[1] != width:
+            text = "no text column" if catalog.text is None else f"the text column {catalog.text!r}"
+            raise DataError(
+                f"catalogue: {text} gives {content.shape[1]} features an item, the model was trained with {width}; "
+                "describe the new items as in training"
+            )
+        return content
 
     def encode_profile(self, profile: Mapping[str, object] | None) -> Float[Tensor, "profile"]:
         """Encode a person's attributes; missing ones count as unknown.
@@ -322,26 +444,6 @@ class Recommender:
                 search_query(self._adapt_one(self.users[user], self.profiles[user])).float().numpy() for user in users
             ]
         return build_index(rows, self.retrieval, queries=np.stack(queries) if queries else None)
-
-    def _search(
-        self,
-        state: State,
-        k: int,
-        exclude: Collection[str],
-        include_seen: bool,
-        candidates: Collection[str] | None,
-    ) -> tuple[Int64[np.ndarray, "place"], Float[np.ndarray, "place"]]:
-        """The best allowed items and their scores, from the index."""
-        query = search_query(state.fast).float()[None].numpy()
-        if candidates is None:  # a few items left out cost less than a mask over all
-            seen = [] if include_seen else [state.history.items, state.history.refused]
-            excluded = np.concatenate([self.vocabulary.index(list(exclude)), *seen]).astype(np.int64)
-            found = self._index.search(query, k, excluded=[excluded])
-        else:
-            allowed = self._allowed(state.history, exclude, include_seen, candidates)
-            found = self._index.search(query, k, allowed=allowed)
-        kept = found.items[0] != NO_ITEM
-        return found.items[0][kept], found.scores[0][kept]
 
     def _states(
         self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
@@ -419,33 +521,23 @@ class Recommender:
             raise DataError(f'events: row {row}, column "item_id": {error}; drop it or add the item') from None
         return places
 
-    def _allowed(
-        self,
-        history: History,
-        exclude: Collection[str],
-        include_seen: bool,
-        candidates: Collection[str] | None,
-    ) -> Bool[np.ndarray, "item"]:
-        allowed = np.full(len(self.vocabulary), candidates is None)
-        if candidates is not None:
-            allowed[self.vocabulary.index(list(candidates))] = True
-        if not include_seen:
-            allowed[history.items] = False
-            allowed[history.refused] = False
-        allowed[self.vocabulary.index(list(exclude))] = False
-        return allowed
+    def _excluded(
+        self, history: History, exclude: Collection[str], include_seen: bool
+    ) -> Int64[np.ndarray, "excluded"]:
+        """Numbers of the items that a list may not hold."""
+        named = self.vocabulary.index(list(exclude))
+        return named if include_seen else np.concatenate([named, history.items, history.refused])
 
-    def _reasons(self, state: State, places: Int64[np.ndarray, "place"]) -> list[tuple[str, str | None]]:
-        """For each listed item the event that is nearest to it in the learned metric, where one is near at all."""
-        recent = state.history.tail(self.config.model.max_events).items
-        if len(recent) == 0:
-            return [("popular with people like you", None)] * len(places)
-        with torch.inference_mode():
-            cosine = self._directions[torch.from_numpy(places)] @ self._directions[torch.from_numpy(recent)].T
-        nearest = cosine.max(1)
-        return [
-            (f"goes with {self.titles[recent[event]]}", self.vocabulary.ids[recent[event]])
-            if value > _NEAR
-            else ("fits your recent choices", None)
-            for value, event in zip(nearest.values.tolist(), nearest.indices.tolist(), strict=True)
-        ]
+
+def _joined(first: Items, second: Items) -> Items:
+    return Items(*(torch.cat([one, other]) for one, other in zip(first, second, strict=True)))
+
+
+def _after(before: History, since: History) -> History:
+    """What a person chose in training and after it."""
+    new = ~np.isin(since.items, before.items)
+    return History(
+        np.concatenate([before.items, since.items[new]]),
+        np.concatenate([before.times, since.times[new]]),
+        since.refused,
+    )

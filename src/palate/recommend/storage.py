@@ -27,11 +27,12 @@ from palate.encoders.attributes import AttributeEncoder
 from palate.errors import ModelError, PalateError
 from palate.meta.evidence import FeatureSpace, Rotation
 from palate.meta.head import Items
+from palate.meta.item_tasks import ItemPosterior
 
 if TYPE_CHECKING:
     from palate.recommend.recommender import Recommender
 
-FORMAT = 3
+FORMAT = 4
 _MANIFEST = "manifest.json"
 _FILES = ("model.safetensors", "people.safetensors", "vocabulary.json", "model.json")
 
@@ -54,6 +55,7 @@ def save_recommender(recommender: "Recommender", folder: Path) -> None:
         "model_id": recommender.model_id,
         "config": recommender.config.to_dict(),
         "num_trained": recommender.num_trained,
+        "trained_until": recommender.trained_until,
         "unseen_popularity": recommender.unseen_popularity,
         "titles": recommender.titles,
         "item_encoder": recommender.item_encoder.to_dict(),
@@ -137,8 +139,13 @@ def _weights(recommender: "Recommender") -> dict[str, Tensor]:
 
 
 def _derived(recommender: "Recommender") -> dict[str, Tensor]:
-    items = recommender.items
-    return {f"items.{name}": value.contiguous() for name, value in items._asdict().items()}
+    parts = {"items": recommender.items, "base": recommender.base, "item_posterior": recommender.item_posterior}
+    return {
+        f"{part}.{name}": value.contiguous()
+        for part, values in parts.items()
+        if values is not None
+        for name, value in values._asdict().items()
+    }
 
 
 def _people(recommender: "Recommender") -> dict[str, Tensor]:
@@ -146,11 +153,12 @@ def _people(recommender: "Recommender") -> dict[str, Tensor]:
     histories = list(recommender.users.values())
 
     def joined(arrays: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(arrays)) if arrays else torch.zeros(0)
+        return torch.from_numpy(np.concatenate(arrays)) if arrays else torch.zeros(0, dtype=torch.int64)
 
     def starts(arrays: list[np.ndarray]) -> Tensor:
         return torch.tensor(np.cumsum([0, *map(len, arrays)]), dtype=torch.int64)
 
+    profiles = list(recommender.profiles.values())  # none where people are kept elsewhere
     items = [history.items for history in histories]
     refused = [history.refused for history in histories]
     return {
@@ -159,7 +167,7 @@ def _people(recommender: "Recommender") -> dict[str, Tensor]:
         "times": joined([history.times for history in histories]),
         "refused": joined(refused),
         "refused.starts": starts(refused),
-        "profiles": torch.stack(list(recommender.profiles.values())).contiguous(),
+        "profiles": torch.stack([torch.zeros(recommender.profile_encoder.dim), *profiles])[1:].contiguous(),
     }
 
 
@@ -238,4 +246,7 @@ def _assemble(
         users=users,
         profiles=dict(zip(names["users"], people["profiles"], strict=True)),
         training=names["training"],
+        trained_until=float(names["trained_until"]),
+        item_posterior=ItemPosterior(**part("item_posterior.")),
+        base=Items(**part("base.")) if "base.features" in tensors else None,
     )

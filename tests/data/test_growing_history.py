@@ -1,0 +1,55 @@
+"""A history that takes one event at a time is the one that is built from the whole log."""
+
+from datetime import datetime, timedelta
+
+import numpy as np
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from palate.data.episodes import build_histories
+from palate.data.growing_history import GrowingHistory
+from palate.data.log import validate_interactions
+from palate.data.vocabulary import Vocabulary
+
+EVENTS = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=1, max_size=14)
+
+
+@settings(deadline=None)
+@given(EVENTS)
+def test_after_every_event_it_is_what_the_log_says(events: list[tuple[int, bool, int]]) -> None:
+    hours = np.cumsum([gap for _, _, gap in events])  # ties in time keep the order of the log
+    log = validate_interactions(
+        pl.DataFrame(
+            {
+                "user_id": ["one"] * len(events),
+                "item_id": [f"item-{item}" for item, _, _ in events],
+                "event_type": ["cancel" if refuses else "purchase" for _, refuses, _ in events],
+                "timestamp": [datetime(2024, 1, 1) + timedelta(hours=int(hour)) for hour in hours],
+            }
+        ),
+        source="events",
+    )
+    vocabulary = Vocabulary(tuple(f"item-{item}" for item in range(5)))
+    growing = GrowingHistory()
+    for length, (item, refuses, _) in enumerate(events, start=1):
+        seconds = (log["timestamp"][length - 1] - datetime(1970, 1, 1)).total_seconds()
+        growing.add(item, seconds, refuses=refuses)
+        expected = build_histories(log.head(length), vocabulary, ["cancel"])["one"]
+        found = growing.history()
+        assert found.items.tolist() == expected.items.tolist()
+        assert found.times.tolist() == expected.times.tolist()
+        assert found.refused.tolist() == expected.refused.tolist()
+        assert growing.last == seconds
+
+
+def test_before_the_first_event_nothing_is_known() -> None:
+    growing = GrowingHistory()
+    assert not growing.history(returning=True).returning
+    assert len(growing.history().items) == 0
+    assert growing.last is None
+    growing.add(3, 0.0, refuses=True)
+    assert growing.knows(3)
+    assert not growing.history(returning=True).returning, "who has chosen nothing cannot come back"
+    growing.add(3, 1.0)
+    assert growing.history(returning=True).returning
