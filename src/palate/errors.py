@@ -19,3 +19,7 @@ class ModelError(PalateError):
 
 class NumericalError(PalateError):
     """A NaN or infinity appeared in training or in weights: names the stage and the step."""
+
+
+class StoreError(PalateError):
+    """The store cannot be read or written: names the store and what to do; nothing acknowledged is lost."""

@@ -1,0 +1,186 @@
+"""Events: stored once each, numbered without gaps for each person, in one transaction with the person's cursor.
+
+`append` takes the rows of any number of requests at once: its cost is a few statements for all of them and some
+microseconds a row.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import polars as pl
+from sqlalchemy import Connection, bindparam, func, select
+
+from palate.errors import DataError
+from palate.store.append import APPENDERS
+from palate.store.locks import Lock, hold
+from palate.store.rows import NewEvent, StoredEvent
+from palate.store.schema import events
+from palate.store.store import Store
+
+WINDOW_SCHEMA = pl.Schema(
+    {
+        "user_id": pl.String(),
+        "item_id": pl.String(),
+        "event_type": pl.String(),
+        "timestamp": pl.Float64(),
+        "weight": pl.Float64(),
+        "session_id": pl.String(),
+        "event_id": pl.String(),
+        "recommendation_id": pl.String(),
+    }
+)
+
+_STORED = tuple(events.c[name] for name in StoredEvent._fields)
+_OF_PERSON = (
+    select(*_STORED)
+    .where(events.c.user_id == bindparam("user_id"), events.c.position > bindparam("after"))
+    .order_by(events.c.position)
+    .limit(bindparam("limit"))
+)
+_NEWEST_OF_PERSON = (
+    select(*_STORED)
+    .where(events.c.user_id == bindparam("user_id"))
+    .order_by(events.c.position.desc())
+    .limit(bindparam("limit"))
+)
+# More rows than any table has: a limit that is none.
+_ALL = 2**62
+
+
+class Appended(NamedTuple):
+    """What became of the rows of an append."""
+
+    positions: Sequence[int | None]
+    """Of each row, in the order given: its number among the person's events, or None for one stored before."""
+    stored: Sequence[StoredEvent]
+    """The rows that are new, in the order given."""
+
+
+class FollowedEvent(NamedTuple):
+    """A stored event and its place in the order of storing, over everyone."""
+
+    seq: int
+    event: StoredEvent
+
+
+def append(connection: Connection, rows: Sequence[NewEvent], now: float) -> Appended:
+    """Store what is new among events, and advance the cursors of their people; unknown people are made.
+
+    A row whose `event_id` is stored already, or came earlier in `rows`, is skipped whatever else it says. Nothing is
+    visible or durable before the transaction commits.
+
+    Args:
+        connection: in a transaction for writing.
+        rows: of any people, in the order in which each person's events are to be numbered.
+        now: seconds since 1970 UTC, noted as the time of receipt.
+
+    Raises:
+        DataError: a text holds a NUL character.
+    """
+    if not rows:
+        return Appended([], [])
+    appender = APPENDERS[connection.dialect.name]
+    # The people first: on PostgreSQL this waits for other processes that store events of the same people.
+    last = appender.cursors(connection, sorted({row.user_id for row in rows}), now)
+    seen = appender.known_ids(connection, [row.event_id for row in rows])
+    positions: list[int | None] = []
+    stored: list[StoredEvent] = []
+    advanced: dict[str, int] = {}
+    for row in rows:
+        event_id, user_id, item_id, event_type, timestamp, weight, session_id, recommendation_id = row
+        if "\0" in f"{event_id}{user_id}{item_id}{event_type}{session_id}{recommendation_id}":
+            raise DataError("an event holds a NUL character, which not every store can hold")
+        if event_id in seen:
+            positions.append(None)
+            continue
+        seen.add(event_id)
+        position = advanced[user_id] = advanced.get(user_id, last[user_id]) + 1
+        positions.append(position)
+        stored.append(
+            StoredEvent(
+                event_id, user_id, position, item_id, event_type, timestamp, weight, session_id, recommendation_id, now
+            )
+        )
+    if stored:
+        appender.insert(connection, stored)
+        appender.advance(connection, advanced, now)
+    return Appended(positions, stored)
+
+
+def read_events(
+    connection: Connection, user_id: str, after_position: int = 0, limit: int | None = None
+) -> list[StoredEvent]:
+    """Return a person's events in the order of their positions; of someone unknown none."""
+    bound = {"user_id": user_id, "after": after_position, "limit": _ALL if limit is None else limit}
+    return [StoredEvent(*row) for row in connection.execute(_OF_PERSON, bound)]
+
+
+def read_newest(connection: Connection, user_id: str, limit: int) -> list[StoredEvent]:
+    """Return a person's newest stored events, newest first."""
+    rows = connection.execute(_NEWEST_OF_PERSON, {"user_id": user_id, "limit": limit})
+    return [StoredEvent(*row) for row in rows]
+
+
+def read_of_people(connection: Connection, user_ids: Sequence[str]) -> dict[str, list[StoredEvent]]:
+    """Return the events of many people in the order of their positions; someone without events has an empty list."""
+    found: dict[str, list[StoredEvent]] = {user_id: [] for user_id in user_ids}
+    condition = APPENDERS[connection.dialect.name].among(events.c.user_id, "wanted")
+    query = select(*_STORED).where(condition).order_by(events.c.user_id, events.c.position)
+    bound = APPENDERS[connection.dialect.name].pack(list(found))
+    for row in connection.execute(query, {"wanted": bound}):
+        found[row.user_id].append(StoredEvent(*row))
+    return found
+
+
+def read_window(connection: Connection, since: float, until: float) -> pl.DataFrame:
+    """Return the events with `since <= timestamp < until`, sorted by time and, within the same, by order of storing.
+
+    Columns: `WINDOW_SCHEMA`; times in seconds since 1970 UTC.
+    """
+    query = (
+        select(*(events.c[name] for name in WINDOW_SCHEMA))
+        .where(events.c.timestamp >= since, events.c.timestamp < until)
+        .order_by(events.c.timestamp, events.c.seq)
+    )
+    rows = connection.execute(query).fetchall()
+    return pl.DataFrame([tuple(row) for row in rows], schema=WINDOW_SCHEMA, orient="row")
+
+
+def read_since(connection: Connection, after_seq: int, up_to_seq: int, limit: int) -> list[FollowedEvent]:
+    """Return the events stored after one and up to another, in the order of storing.
+
+    `up_to_seq` is what `settled` said before this snapshot began: without it, a follower on PostgreSQL could pass by
+    an event that another process had numbered and not yet committed.
+    """
+    query = (
+        select(events.c.seq, *_STORED)
+        .where(events.c.seq > after_seq, events.c.seq <= up_to_seq)
+        .order_by(events.c.seq)
+        .limit(limit)
+    )
+    return [FollowedEvent(row[0], StoredEvent(*row[1:])) for row in connection.execute(query)]
+
+
+def settled(store: Store) -> int:
+    """Return a seq up to which no event will be stored any more; 0 of an empty store.
+
+    Raises:
+        StoreError: it cannot be read now.
+    """
+    with store.read() as connection:
+        hold(connection, Lock.APPEND)  # given when whoever has numbered events has committed them
+        return connection.scalar(select(func.max(events.c.seq))) or 0
+
+
+def count(connection: Connection, since_received: float | None = None) -> int:
+    """Return how many events are stored, or were received from a time on."""
+    query = select(func.count()).select_from(events)
+    if since_received is not None:
+        query = query.where(events.c.received_at >= since_received)
+    return connection.scalar(query) or 0
+
+
+def newest_timestamp(connection: Connection) -> float | None:
+    """Return the time of the event that happened last; None without events."""
+    newest: float | None = connection.scalar(select(func.max(events.c.timestamp)))
+    return newest
