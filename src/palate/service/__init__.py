@@ -1,0 +1,1 @@
+"""The running system: events in, lists out, models let in on evidence."""

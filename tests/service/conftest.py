@@ -1,0 +1,47 @@
+"""The shell over a system in memory: in this process, or as a server of its own."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from asking import Asking, ServerProcess
+from memory_service import MemoryService
+
+from palate.service.app import App, create_app
+
+
+@pytest.fixture
+def running() -> MemoryService:
+    return MemoryService()
+
+
+@pytest.fixture
+def app(running: MemoryService) -> App:
+    return create_app(running)
+
+
+@pytest.fixture
+def ask(app: App) -> Callable[..., httpx.Response]:
+    """Ask and wait for the answer."""
+    asking = Asking(app)
+    return lambda *args, **options: asyncio.run(asking(*args, **options))
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., ServerProcess]]:
+    """Starts server processes that end with the test."""
+    started: list[ServerProcess] = []
+
+    def start(*options: str) -> ServerProcess:
+        started.append(ServerProcess(*options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()

@@ -1,0 +1,76 @@
+"""Requests made up from the OpenAPI document, good ones and bad ones, and what must hold of every answer."""
+
+from collections import Counter
+
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import Unsatisfiable
+from memory_service import KEYS, MemoryService
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.config import SchemathesisConfig
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from palate.service.app import create_app
+from palate.service.errors import MAX_BYTES
+from palate.service.limits import Limits
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+# What is in words only: which value fits which `op` of a filter and how deep filters may be; what a cursor is.
+IN_WORDS = {"POST /v1/recommendations", "GET /v1/users/{user_id}/events"}
+
+
+class Fuzzer:
+    """Asks an application over a system in memory, long from now: no time is in the future. State carries over."""
+
+    def __init__(self) -> None:
+        app = create_app(MemoryService(clock=lambda: 1e12), Limits(rate=1e9, burst=1e9), open_docs=True)
+        config = SchemathesisConfig.from_dict({"generation": {"with-security-parameters": False}})
+        schema = schemathesis.openapi.from_asgi("/openapi.json", app.gate, config=config)
+        self.operations = {found.ok().label: found.ok() for found in schema.get_all_operations()}
+
+    def run(self, label: str, cases: int, seed_number: int = 0) -> Counter[tuple[str, int]]:
+        """Ask an operation; how often each (mode, status) came back."""
+        seen: Counter[tuple[str, int]] = Counter()
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            try:
+                self._run(label, mode, (cases + 1) // 2, seed_number, seen)
+            except Unsatisfiable:
+                assert mode is GenerationMode.NEGATIVE, "there is nothing to get wrong in a request without parts"
+        return seen
+
+    def _run(
+        self, label: str, mode: GenerationMode, cases: int, seed_number: int, seen: Counter[tuple[str, int]]
+    ) -> None:
+        @seed(seed_number)
+        @settings(
+            max_examples=cases,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],
+        )
+        @given(case=self.operations[label].as_strategy(generation_mode=mode))
+        def ask(case: Case) -> None:
+            answer = case.call(headers={"x-api-key": KEYS["admin"]})
+            seen[mode.name, answer.status_code] += 1
+            case.validate_response(answer, checks=CHECKS)
+            assert answer.status_code not in (401, 403)
+            if answer.status_code >= 400:
+                assert len(answer.content) <= MAX_BYTES
+            if mode is GenerationMode.POSITIVE and label not in IN_WORDS:
+                said = f"the document allows {case.path_parameters} {case.query} {case.body!r}: {answer.text}"
+                assert answer.status_code not in (400, 415, 422), said
+
+        ask()
