@@ -106,7 +106,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> None:
         "broken": entry(palate={"Palate contrary": contrary}),
     }
     monkeypatch.setattr(table, "PROTOCOLS", protocols)
-    monkeypatch.setattr("palate.cli.PROTOCOLS", protocols)
+    monkeypatch.setattr("palate.cli.benchmarks.PROTOCOLS", protocols)
     monkeypatch.setattr(learners, "_FIT", FitConfig(num_steps=60, batch_size=32, learning_rate=0.02, validate_every=20))
 
 

@@ -1,0 +1,69 @@
+"""The folder that a service lives in: database, models, work in progress, and the record of who was erased."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from palate.errors import ConfigError, StoreError
+
+
+@dataclass(frozen=True)
+class Home:
+    """Names in the folder; nothing is made before it is needed."""
+
+    folder: Path
+
+    @property
+    def database(self) -> str:
+        """The store where no other is named."""
+        return f"sqlite:///{self.folder.resolve() / 'palate.db'}"
+
+    @property
+    def models(self) -> Path:
+        """Complete model folders by model id, without people."""
+        return self.folder / "models"
+
+    @property
+    def work(self) -> Path:
+        """Checkpoints of trainings."""
+        return self.folder / "work"
+
+    @property
+    def erasures(self) -> Path:
+        """One line for everyone who was ever erased, by digest; a restore reads it."""
+        return self.folder / "erasures.log"
+
+    def make(self) -> None:
+        """Make the folder, readable by its owner alone.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.models.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{self.folder}: cannot be made ({error.strerror}); choose another --home") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other services out of the folder: a SQLite store has one process that writes and remembers.
+
+        Raises:
+            StoreError: another service is at work in it.
+        """
+        handle = os.open(self.folder / "serve.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise StoreError(
+                    f"{self.folder}: another `palate serve` is at work here; stop it, or serve several processes from "
+                    "PostgreSQL (--store postgresql://…)"
+                ) from None
+            yield
+        finally:
+            os.close(handle)

@@ -1,0 +1,91 @@
+"""What everything behind the shell works with: the store, its writer, the threads, and work in the background.
+
+Three threads besides the event loop and the readers: the writer commits, `lists` makes lists one at a time, `upkeep`
+does what takes longer (new items, other models).
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from sqlalchemy import Connection
+
+from palate.service.contract import OverloadedError
+from palate.store import QueueFullError, Store, Writer
+
+T = TypeVar("T")
+_log = logging.getLogger("palate.service")
+
+
+class Machine:
+    """The threads of one process around a store."""
+
+    def __init__(self, store: Store, *, shared: bool, max_waiting: int) -> None:
+        self.store = store
+        self.shared = shared
+        """Whether other processes write to the store too."""
+        self.writer = Writer(store, max_waiting=max_waiting)
+        self.lists = ThreadPoolExecutor(1, "lists", partial(torch.set_num_threads, 1))
+        self.upkeep = ThreadPoolExecutor(1, "upkeep", partial(torch.set_num_threads, 1))
+        self._readers = ThreadPoolExecutor(2, "readers")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.closing = False
+
+    async def write(self, operation: Callable[[Connection], T], after: Callable[[T], None] | None = None) -> T:
+        """Run an operation in the writer's next transaction; returns when it is durable and `after` has been called.
+
+        Raises:
+            OverloadedError: too much waits to be written.
+            StoreError: the store cannot be written.
+        """
+        try:
+            return await asyncio.wrap_future(self.writer.submit(operation, after))
+        except QueueFullError as error:
+            raise OverloadedError(str(error)) from None
+
+    async def read(self, read: Callable[[Connection], T]) -> T:
+        """Read one moment of the store, off the event loop.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+
+        def run() -> T:
+            with self.store.read() as connection:
+                return read(connection)
+
+        return await self.run(self._readers, run)
+
+    async def run(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function on one of the threads."""
+        return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin work that nobody waits for; it is cancelled when the process stops, and a failure is logged."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    async def stop_background(self) -> None:
+        """Cancel what was spawned."""
+        self.closing = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Write what waits, then end the threads."""
+        await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
+        for pool in (self.lists, self.upkeep, self._readers):
+            pool.shutdown(wait=True)
+        self.store.close()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("work in the background failed", exc_info=error)

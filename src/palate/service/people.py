@@ -1,0 +1,170 @@
+"""What the service holds in memory of people: their events folded into a history, one event at a time.
+
+A person is fold(take, nothing, events in the order of time), what `build_histories` makes of the same log, so what
+is held here can be dropped at any moment and made again from the store. Items are kept by id, not by a model's number:
+a model can be exchanged under a person's feet.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from palate.data.episodes import History
+
+
+class Done(NamedTuple):
+    """What the fold reads of an event."""
+
+    item_id: str
+    event_type: str
+    timestamp: float
+    """Seconds since 1970 UTC."""
+
+
+class Person:
+    """One person's events so far. Not safe for threads: see `People`."""
+
+    __slots__ = ("attributes", "chosen", "created", "last", "memory", "position", "refusals")
+
+    def __init__(self, attributes: Mapping[str, str | float | bool | None], created: float = 0.0) -> None:
+        self.attributes = dict(attributes)
+        """As stored; which of them a model reads is its own matter."""
+        self.created = created
+        """When the store first heard of them: who is erased and comes back is another person."""
+        self.position = 0
+        """Events taken in, the cursor of the store."""
+        self.last = -np.inf
+        """Time of the newest event."""
+        self.chosen: dict[str, float] = {}
+        """First yes to each item, in that order, refused since or not."""
+        self.refusals: dict[str, None] = {}
+        """Items whose last word was no, in the order in which they first came up."""
+        self.memory: tuple[object, object] | None = None
+        """What was last computed for this person, and for which key; whoever computes decides on both."""
+
+    def take(self, event: Done, negative: Collection[str]) -> bool:
+        """Take in the next event; False, and nothing is changed, where it happened before one that is in already."""
+        if event.timestamp < self.last:
+            return False
+        self.position += 1
+        self.last = event.timestamp
+        if event.event_type in negative:
+            self.refusals.setdefault(event.item_id)
+        else:
+            self.refusals.pop(event.item_id, None)
+            self.chosen.setdefault(event.item_id, event.timestamp)
+        return True
+
+    def returning(self, now: float, visit_gap: float) -> bool:
+        """Whether a list at `now` is for another visit: the last event is over `visit_gap` hours ago (0: never)."""
+        return visit_gap > 0 and self.position > 0 and now - self.last > 3600.0 * visit_gap
+
+    def history(self, number_of: Mapping[str, int]) -> History:
+        """The history in the numbers of a vocabulary; items that it lacks are left out."""
+        kept = [
+            (number, when)
+            for item, when in self.chosen.items()
+            if item not in self.refusals and (number := number_of.get(item)) is not None
+        ]
+        # As `build_histories` lists them: those never chosen first, then the others by their first yes.
+        never = [item for item in self.refusals if item not in self.chosen]
+        once = [item for item in self.chosen if item in self.refusals]
+        refused = [number for item in (*never, *once) if (number := number_of.get(item)) is not None]
+        return History(
+            np.array([number for number, _ in kept], np.int64),
+            np.array([when for _, when in kept], np.float64),
+            np.array(refused, np.int64),
+        )
+
+
+class Stored(NamedTuple):
+    """A person as the store has them."""
+
+    attributes: Mapping[str, str | float | bool | None]
+    events: Iterable[Done]
+    """All of theirs, by (timestamp, position)."""
+    created: float = 0.0
+
+
+def fold(stored: Stored, negative: Collection[str]) -> Person:
+    """Make a person from all that is stored of them."""
+    person = Person(stored.attributes, stored.created)
+    for event in stored.events:
+        person.take(event, negative)
+    return person
+
+
+class Cursor(NamedTuple):
+    """How the store stands with a person."""
+
+    attributes: Mapping[str, str | float | bool | None]
+    position: int
+    created: float
+
+
+class People:
+    """The most recently seen people, each equal to what folding the store anew would give.
+
+    The store's commits tell of changes in their order, under `lock`; a reader holds it while it looks at a person.
+    """
+
+    def __init__(self, read: Callable[[str], Stored | None], negative: Collection[str], capacity: int) -> None:
+        self.lock = threading.RLock()
+        self._read = read
+        self._negative = frozenset(negative)
+        self._capacity = capacity
+        self._people: OrderedDict[str, Person] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._people)
+
+    def get(self, user_id: str, now: Cursor | None = None) -> Person | None:
+        """The person, read from the store when not at hand or, with `now`, not as it says; None: a stranger.
+
+        `now` is what the store says of them, where others write to it as well.
+        """
+        with self.lock:
+            person = self._people.get(user_id)
+            if person is None or (now is not None and (person.created, person.position) != (now.created, now.position)):
+                # Under the lock, or a commit between the reading and the keeping would be lost.
+                stored = self._read(user_id)
+                if stored is None:
+                    self._people.pop(user_id, None)
+                    return None
+                person = self._people[user_id] = fold(stored, self._negative)
+                while len(self._people) > self._capacity:
+                    self._people.popitem(last=False)
+            elif now is not None and person.attributes != now.attributes:
+                self.describe(user_id, now.attributes)
+            self._people.move_to_end(user_id)
+            return person
+
+    def take(self, user_id: str, position: int, event: Done) -> None:
+        """Tell of an event that was committed as the person's `position`-th; one that came before counts as taken."""
+        with self.lock:
+            person = self._people.get(user_id)
+            if person is None or position <= person.position:
+                return
+            if position != person.position + 1 or not person.take(event, self._negative):
+                del self._people[user_id]  # out of order: the next reader folds the store anew
+
+    def describe(self, user_id: str, attributes: Mapping[str, str | float | bool | None]) -> None:
+        """Tell of new attributes, complete."""
+        with self.lock:
+            person = self._people.get(user_id)
+            if person is not None:
+                person.attributes = dict(attributes)
+                person.memory = None
+
+    def forget(self, user_id: str) -> None:
+        """Drop a person, all that was computed for them too."""
+        with self.lock:
+            self._people.pop(user_id, None)
+
+    def clear(self) -> None:
+        """Drop everyone."""
+        with self.lock:
+            self._people.clear()

@@ -1,0 +1,138 @@
+"""What is served: the model for everyone and, at times, another one for some; and lists made with them.
+
+Which model someone gets depends on a keyed hash of their id alone. `variants` is exchanged as a whole: a list is made
+from what it was when the request came to be answered.
+"""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from palate.errors import ConfigError, DataError, PalateError, StoreError
+from palate.evaluation.ab import assign
+from palate.service.contract import EventIn, ListOut, ListRequest
+from palate.service.lists import Adapted, ListConfig, adapt, make_list
+from palate.service.people import Cursor, Done, People, Person
+from palate.service.shelf import Shelf
+
+Variant = Literal["served", "canary"]
+
+
+class Variants(NamedTuple):
+    """The models that serve, on their shelves."""
+
+    served: Shelf
+    canary: Shelf | None = None
+    share: float = 0.0
+    """Part of the people that the canary serves."""
+
+    def of(self, who: str, key: bytes) -> tuple[Variant, Shelf]:
+        """The variant of someone."""
+        if self.canary is None:
+            return "served", self.served
+        if assign(who, {"served": 1 - self.share, "canary": self.share}, key) == "canary":
+            return "canary", self.canary
+        return "served", self.served
+
+
+class Made(NamedTuple):
+    """A list and what went into it."""
+
+    list: ListOut
+    request: ListRequest
+    seconds: float
+    """What making it took."""
+
+
+class ListError(PalateError):
+    """A model failed to make a list, through no fault of the request; the message is the model's id."""
+
+
+class Serving:
+    """Makes lists. One thread calls `lists`; `variants` may be exchanged by any."""
+
+    def __init__(
+        self,
+        variants: Variants,
+        people: People,
+        config: ListConfig,
+        key: bytes,
+        cursors: Callable[[Sequence[str]], Mapping[str, Cursor]] | None = None,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        """`cursors` asks the store how it stands with people: for one that other processes write to as well."""
+        self.variants = variants
+        self._people = people
+        self._config = config
+        self._key = key
+        self._cursors = cursors
+        self._rng = rng or np.random.default_rng()
+        self._nobody = Person({})
+
+    def lists(self, requests: Sequence[ListRequest], now: float) -> list[Made]:
+        """Make lists, all from the models that serve at this moment.
+
+        Raises:
+            DataError: a filter that means nothing.
+            ConfigError: an exploration that the model cannot do.
+            StoreError: a person cannot be read.
+            ListError: a model failed.
+        """
+        variants = self.variants
+        named = [request.user_id for request in requests if request.user_id is not None]
+        found = None if self._cursors is None or not named else self._cursors(named)
+        made = []
+        for request in requests:
+            start = time.perf_counter()
+            variant, shelf = variants.of(request.user_id or secrets.token_hex(8), self._key)
+            try:
+                adapted = self._adapt(shelf, request, found, now)
+                items = make_list(shelf, adapted.state, request, self._config, self._rng)
+            except (DataError, ConfigError, StoreError):
+                raise
+            except Exception as error:
+                raise ListError(shelf.model.model_id) from error
+            listed = ListOut(secrets.token_hex(12), shelf.model.model_id, variant, not adapted.personal, items)
+            made.append(Made(listed, request, time.perf_counter() - start))
+        return made
+
+    def adapted(self, user_id: str, now: float) -> tuple[Shelf, Person, Adapted] | None:
+        """How the model sees someone; None: nobody knows them."""
+        found = None if self._cursors is None else self._cursors([user_id])
+        with self._people.lock:
+            person = self._person(user_id, found)
+            if person is None:
+                return None
+            _, shelf = self.variants.of(user_id, self._key)
+            return shelf, person, adapt(shelf, person, now)
+
+    def _adapt(self, shelf: Shelf, request: ListRequest, found: Mapping[str, Cursor] | None, now: float) -> Adapted:
+        if request.user_id is None:
+            return adapt(shelf, _of_session(request, shelf, now), now)
+        with self._people.lock:  # a commit waits, so that the events and what was learned of them belong together
+            person = self._person(request.user_id, found)
+            return adapt(shelf, self._nobody if person is None else person, now)
+
+    def _person(self, user_id: str, found: Mapping[str, Cursor] | None) -> Person | None:
+        if found is None:
+            return self._people.get(user_id)
+        cursor = found.get(user_id)
+        if cursor is None:
+            self._people.forget(user_id)
+            return None
+        return self._people.get(user_id, cursor)
+
+
+def _of_session(request: ListRequest, shelf: Shelf, now: float) -> Person:
+    """Someone without an id, from the events of a request; events without a time come after those before them."""
+    person = Person(request.profile)
+
+    def when(event: EventIn) -> float:
+        return now if event.timestamp is None else event.timestamp
+
+    for event in sorted(request.events, key=when):
+        person.take(Done(event.item_id, event.event_type, when(event)), shelf.model.config.negative_events)
+    return person

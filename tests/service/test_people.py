@@ -1,0 +1,194 @@
+"""People in memory equal what the log says, whatever the order in which events come."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import polars as pl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from palate.data.episodes import EMPTY_HISTORY, History, build_histories
+from palate.data.log import validate_interactions
+from palate.data.vocabulary import Vocabulary
+from palate.service.people import Cursor, Done, People, Person, Stored, fold
+
+NEGATIVE = ("cancel",)
+ITEMS = tuple("abcde")
+NUMBERS = {item: number for number, item in enumerate(ITEMS)}
+events = st.lists(
+    st.builds(
+        Done, st.sampled_from(ITEMS), st.sampled_from(["purchase", "view", "cancel"]), st.integers(0, 6).map(float)
+    ),
+    max_size=25,
+)
+
+
+def by_the_log(done: Sequence[Done]) -> History:
+    """The slow way: a table of all events, sorted by time."""
+    if not done:
+        return EMPTY_HISTORY
+    frame = pl.DataFrame(
+        {
+            "user_id": ["u"] * len(done),
+            "item_id": [event.item_id for event in done],
+            "event_type": [event.event_type for event in done],
+            "timestamp": [datetime.fromtimestamp(event.timestamp, UTC).replace(tzinfo=None) for event in done],
+        }
+    )
+    log = validate_interactions(frame, source="test").sort("timestamp", maintain_order=True)
+    return build_histories(log, Vocabulary(ITEMS), NEGATIVE)["u"]
+
+
+def same(one: History, other: History) -> bool:
+    return all(np.array_equal(left, right) for left, right in zip(one[:3], other[:3], strict=True))
+
+
+class Log:
+    """A store in memory: what is stored of people, in the order of commits."""
+
+    def __init__(self) -> None:
+        self.events: dict[str, list[Done]] = {}
+        self.reads = 0
+
+    def read(self, user_id: str) -> Stored | None:
+        self.reads += 1
+        stored = self.events.get(user_id)
+        return None if stored is None else Stored({}, sorted(stored, key=lambda event: event.timestamp))
+
+    def append(self, people: People, user_id: str, event: Done) -> None:
+        self.events.setdefault(user_id, []).append(event)
+        people.take(user_id, len(self.events[user_id]), event)
+
+
+@given(done=events)
+def test_a_fold_equals_reading_the_log(done: list[Done]) -> None:
+    ordered = sorted(done, key=lambda event: event.timestamp)
+    person = fold(Stored({}, ordered), NEGATIVE)
+    assert same(person.history(NUMBERS), by_the_log(done))
+    assert person.position == len(done)
+
+
+@given(done=events, looks=st.sets(st.integers(0, 25)))
+def test_people_equal_the_log_after_every_event_whatever_its_time(done: list[Done], looks: set[int]) -> None:
+    log = Log()
+    people = People(log.read, NEGATIVE, capacity=2)
+    for number, event in enumerate(done):
+        if number in looks:
+            people.get("u")
+        log.append(people, "u", event)
+        if number in looks:
+            person = people.get("u")
+            assert person is not None
+            assert same(person.history(NUMBERS), by_the_log(done[: number + 1]))
+            assert person.position == number + 1
+
+
+def test_an_event_in_order_is_taken_without_reading_the_store() -> None:
+    log = Log()
+    people = People(log.read, NEGATIVE, capacity=2)
+    log.append(people, "u", Done("a", "purchase", 1.0))
+    people.get("u")
+    reads = log.reads
+    log.append(people, "u", Done("b", "purchase", 1.0))
+    person = people.get("u")
+    assert person is not None
+    assert list(person.chosen) == ["a", "b"]
+    assert log.reads == reads
+
+
+def test_an_event_told_twice_or_late_by_another_process_changes_nothing() -> None:
+    log = Log()
+    people = People(log.read, NEGATIVE, capacity=2)
+    log.append(people, "u", Done("a", "purchase", 1.0))
+    people.get("u")
+    people.take("u", 1, Done("a", "purchase", 1.0))
+    person = people.get("u")
+    assert person is not None
+    assert person.position == 1
+    # Another process has written the second event; this one hears of the third only.
+    log.events["u"] += [Done("b", "purchase", 2.0), Done("c", "purchase", 3.0)]
+    people.take("u", 3, Done("c", "purchase", 3.0))
+    person = people.get("u")
+    assert person is not None
+    assert list(person.chosen) == ["a", "b", "c"]
+
+
+def test_a_cursor_ahead_of_memory_reads_the_store() -> None:
+    log = Log()
+    people = People(log.read, NEGATIVE, capacity=2)
+    log.append(people, "u", Done("a", "purchase", 1.0))
+    people.get("u")
+    log.events["u"].append(Done("b", "purchase", 2.0))  # by another process, which tells nobody
+    behind, level = people.get("u"), people.get("u", Cursor({}, 2, 0.0))
+    assert behind is not None
+    assert level is not None
+    assert list(level.chosen) == ["a", "b"]
+
+
+def test_another_process_may_change_attributes_or_exchange_the_person() -> None:
+    log = Log()
+    people = People(log.read, NEGATIVE, capacity=2)
+    log.append(people, "u", Done("a", "purchase", 1.0))
+    person = people.get("u", Cursor({}, 1, 0.0))
+    assert person is not None
+    assert people.get("u", Cursor({"country": "Italy"}, 1, 0.0)) is person
+    assert person.attributes == {"country": "Italy"}
+    log.events["u"] = [Done("b", "purchase", 1.0)]  # erased, and back with as many events
+    other = people.get("u", Cursor({}, 1, 5.0))
+    assert other is not None
+    assert list(other.chosen) == ["b"]
+
+
+def test_only_the_most_recent_people_are_held() -> None:
+    log = Log()
+    people = People(log.read, NEGATIVE, capacity=2)
+    for name in "uvw":
+        log.append(people, name, Done("a", "purchase", 1.0))
+        people.get(name)
+    assert len(people) == 2
+    reads = log.reads
+    people.get("w")
+    assert log.reads == reads
+    people.get("u")
+    assert log.reads == reads + 1
+
+
+def test_a_stranger_is_nobody_and_is_not_held() -> None:
+    people = People(Log().read, NEGATIVE, capacity=2)
+    assert people.get("x") is None
+    assert len(people) == 0
+
+
+def test_items_that_a_vocabulary_lacks_are_left_out() -> None:
+    person = Person({})
+    for item in ("a", "new", "b"):
+        person.take(Done(item, "purchase", 1.0), NEGATIVE)
+    person.take(Done("also new", "cancel", 1.0), NEGATIVE)
+    history = person.history(NUMBERS)
+    assert history.items.tolist() == [0, 1]
+    assert history.refused.tolist() == []
+
+
+def test_a_list_is_for_another_visit_once_the_gap_has_passed() -> None:
+    person = Person({})
+    assert not person.returning(1e9, 12.0)  # who has done nothing does not come back
+    person.take(Done("a", "purchase", 0.0), NEGATIVE)
+    assert not person.returning(12 * 3600.0, 12.0)
+    assert person.returning(12 * 3600.0 + 1, 12.0)
+    assert not person.returning(1e9, 0.0)
+
+
+def test_forgetting_and_describing() -> None:
+    log = Log()
+    people = People(log.read, NEGATIVE, capacity=2)
+    log.append(people, "u", Done("a", "purchase", 1.0))
+    person = people.get("u")
+    assert person is not None
+    person.memory = ("key", "value")
+    people.describe("u", {"country": "France"})
+    assert person.memory is None
+    assert person.attributes == {"country": "France"}
+    people.forget("u")
+    del log.events["u"]
+    assert people.get("u") is None

@@ -1,0 +1,495 @@
+"""The running system on a real store: what is acknowledged is durable and seen, what is forgotten is gone."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from palate.config import DataConfig
+from palate.data.dataset import Dataset
+from palate.errors import StoreError
+from palate.recommend import Recommender
+from palate.service.contract import EventIn, ItemIn, ListRequest, NotFoundError, PersonIn, RefusedError
+from palate.service.home import Home
+from palate.service.intake import take_in
+from palate.service.lists import adapt
+from palate.service.opening import open_system, prepare
+from palate.service.people import Person
+from palate.service.system import System, SystemConfig
+from palate.store import Store, events, items, people, registry
+from palate.store import recommendations as shown
+
+
+class Place:
+    """A home with a served model and the shop's data, and how to open it again."""
+
+    def __init__(self, folder: Path, model: Recommender) -> None:
+        self.home = Home(folder)
+        self.home.make()
+        store = Store.open(self.home.database)
+        self.key = prepare(store, self.home, lambda: model, None)
+        store.close()
+
+    @asynccontextmanager
+    async def open(self, freshen: float = 0.0, **settings: object) -> AsyncIterator[System]:
+        store = Store.open(self.home.database)
+        config = SystemConfig(log_seconds=0.01, freshen_seconds=freshen)
+        system = open_system(store, self.home, config, **settings)  # type: ignore[arg-type]
+        system.start()
+        try:
+            yield system
+        finally:
+            await system.close()
+
+    def run(self, work: Callable[[System], Awaitable[None]], **settings: Any) -> None:
+        async def main() -> None:
+            async with self.open(**settings) as system:
+                await work(system)
+
+        asyncio.run(main())
+
+
+@pytest.fixture
+def place(tmp_path: Path, model: Recommender) -> Place:
+    return Place(tmp_path / "home", model)
+
+
+def ids(answer: Sequence) -> list[list[str]]:  # type: ignore[type-arg]
+    return [[line.item_id for line in one.items] for one in answer]
+
+
+async def list_of(system: System, user_id: str, **request: object) -> list[str]:
+    [found] = ids(await system.recommend([ListRequest(user_id=user_id, **request)]))  # type: ignore[arg-type]
+    return found
+
+
+def test_a_first_start_takes_in_what_the_model_knows_and_shows_one_key(place: Place, model: Recommender) -> None:
+    assert place.key is not None
+    again = Store.open(place.home.database)
+    assert prepare(again, place.home, pytest.fail, None) is None  # type: ignore[arg-type]
+    with again.read() as connection:
+        assert people.count(connection) == len(model.users)
+        assert items.count(connection) == len(model.vocabulary)
+        assert events.count(connection) == sum(len(h.items) + len(h.refused) for h in model.users.values())
+    again.close()
+    folder = place.home.models / model.model_id
+    content = b"".join(file.read_bytes() for file in folder.iterdir())
+    assert b"user-0" not in content
+
+    async def work(system: System) -> None:
+        assert place.key is not None
+        found = system.role_of(place.key)
+        assert found is not None
+        assert found[1] == "admin"
+        assert system.role_of(place.key[:-1]) is None
+        assert system.role_of("") is None
+
+    place.run(work)
+
+
+def test_who_was_in_training_is_served_as_the_model_itself_would(place: Place, model: Recommender) -> None:
+    users = list(model.users)[:20]
+
+    async def work(system: System) -> None:
+        for user in users:
+            history = model.users[user]
+            person = Person({})
+            theirs = adapt(system.serving.variants.served, person, 0.0)
+            assert not theirs.personal
+            seen = system.serving.adapted(user, time.time())
+            assert seen is not None
+            assert seen[2].state.history.items.tolist() == history.items.tolist()
+            assert sorted(seen[2].state.history.refused.tolist()) == sorted(history.refused.tolist())
+
+    place.run(work)
+
+
+def test_data_is_taken_in_once(tmp_path: Path, shop: Dataset) -> None:
+    store = Store.open(f"sqlite:///{tmp_path / 'x.db'}")
+    assert take_in(store, shop, 1.0) == shop.interactions.height
+    assert take_in(store, shop, 2.0) == 0
+    with store.read() as connection:
+        assert events.count(connection) == shop.interactions.height
+        assert people.read(connection, ["user-000"])["user-000"].attributes["age"] == 20.0
+        window = events.read_window(connection, -1e12, 1e12)
+    assert window["item_id"].to_list() == shop.interactions["item_id"].to_list()
+    assert window["event_type"].to_list() == shop.interactions["event_type"].to_list()
+    store.close()
+
+
+def test_the_data_of_the_config_comes_first(tmp_path: Path, model: Recommender, shop: Dataset) -> None:
+    shop.interactions.write_csv(tmp_path / "events.csv")
+    shop.items.frame.write_csv(tmp_path / "items.csv")
+    data = DataConfig(interactions=str(tmp_path / "events.csv"), items=str(tmp_path / "items.csv"))
+    home = Home(tmp_path / "home")
+    home.make()
+    store = Store.open(home.database)
+    prepare(store, home, lambda: model, data)
+    with store.read() as connection:
+        assert events.count(connection) == shop.interactions.height
+    store.close()
+
+
+def test_an_event_is_in_the_next_list_and_in_nobody_elses(place: Place) -> None:
+    async def work(system: System) -> None:
+        others = [f"user-{number:03}" for number in range(5)]
+        before = [
+            line for one in await system.recommend([ListRequest(user_id=u) for u in others]) for line in one.items
+        ]
+        assert (await system.recommend([ListRequest(user_id="new")]))[0].fallback
+        first = await list_of(system, "new")
+        taken = await system.add_events([EventIn("new", first[0])])
+        assert (taken.accepted, taken.duplicates, list(taken.errors)) == (1, 0, [])
+        second = await list_of(system, "new")
+        assert first[0] not in second
+        assert not (await system.recommend([ListRequest(user_id="new")]))[0].fallback
+        await system.add_events([EventIn("new", second[0], "cancel")])
+        assert second[0] not in await list_of(system, "new")
+        after = [line for one in await system.recommend([ListRequest(user_id=u) for u in others]) for line in one.items]
+        assert before == after
+
+    place.run(work)
+
+
+def test_events_sent_again_change_nothing(place: Place) -> None:
+    async def work(system: System) -> None:
+        rows = [EventIn("new", item, event_id=f"e-{item}") for item in ("toys-01", "toys-02")]
+        assert (await system.add_events(rows)).accepted == 2
+        once = await system.recommend([ListRequest(user_id="new")])
+        again = await system.add_events([*rows, EventIn("new", "toys-01", event_id="e-toys-01")])
+        assert (again.accepted, again.duplicates) == (0, 3)
+        assert [one.items for one in await system.recommend([ListRequest(user_id="new")])] == [
+            one.items for one in once
+        ]
+        future = await system.add_events(
+            [EventIn("new", "toys-03", timestamp=time.time() + 1e6), EventIn("new", "toys-04")]
+        )
+        assert future.accepted == 1
+        assert [(error.row, error.code) for error in future.errors] == [(0, "future")]
+        page = await system.events_of("new", None, 2)
+        assert [row.item_id for row in page.rows] == ["toys-01", "toys-02"]  # type: ignore[attr-defined]
+        page = await system.events_of("new", page.next, 2)
+        assert [row.item_id for row in page.rows] == ["toys-04"]  # type: ignore[attr-defined]
+        assert page.next is None
+        with pytest.raises(NotFoundError):
+            await system.events_of("nobody", None, 2)
+
+    place.run(work)
+
+
+def test_a_crash_loses_only_what_is_in_memory(place: Place) -> None:
+    """The state that events made step by step equals the one that a new process folds from the store."""
+
+    async def before(system: System) -> None:
+        for number, item in enumerate(["toys-01", "garden-03", "toys-02", "kitchen-04"]):
+            await system.add_people([PersonIn("new", {"country": "Italy", "shoe": 40.0})])
+            await system.add_events([EventIn("new", item, timestamp=1000.0 + number)])
+            kept.append(await system.recommend([ListRequest(user_id="new")]))
+        await system.add_events([EventIn("new", "toys-05", timestamp=500.0)])  # late: it happened before all others
+        kept.append(await system.recommend([ListRequest(user_id="new")]))
+        seen = system.serving.adapted("new", 2000.0)
+        assert seen is not None
+        states.append(seen[2].state)
+
+    async def after(system: System) -> None:
+        again = await system.recommend([ListRequest(user_id="new")])
+        assert [one.items for one in again] == [one.items for one in kept[-1]]
+        seen = system.serving.adapted("new", 2000.0)
+        assert seen is not None
+        for name, value in states[0].fast.items():
+            assert np.array_equal(value.numpy(), seen[2].state.fast[name].numpy())
+        assert seen[2].state.history.items.tolist() == states[0].history.items.tolist()
+
+    kept: list = []  # type: ignore[type-arg]
+    states: list = []  # type: ignore[type-arg]
+    place.run(before)
+    place.run(after)
+
+
+def test_a_new_item_can_be_listed_at_once_and_a_hidden_one_cannot(place: Place) -> None:
+    async def work(system: System) -> None:
+        await system.add_events([EventIn("new", f"toys-0{number}") for number in range(5)])
+        taken = await system.add_items([ItemIn("fresh", {"title": "blue toys kite", "price": 7.0})])
+        assert (taken.accepted, list(taken.errors)) == (1, [])
+        assert "fresh" in await list_of(system, "new", k=100)
+        await system.add_events([EventIn("other", "fresh")])
+        [listed] = await system.recommend([ListRequest(user_id="other")])
+        assert "fresh" not in [line.item_id for line in listed.items]
+        assert not listed.fallback
+        await system.add_items([ItemIn("fresh", {}, hidden=True)])
+        assert "fresh" not in await list_of(system, "new", k=100)
+        await system.add_items([ItemIn("fresh", {"title": "renamed"}, hidden=False)])
+        [listed] = await system.recommend([ListRequest(user_id="new", k=100)])
+        assert "renamed" in [line.title for line in listed.items]
+        wrong = await system.add_items([ItemIn("odd", {"price": "cheap"}), ItemIn("even", {"price": 3.0})])
+        assert (wrong.accepted, [error.row for error in wrong.errors]) == (1, [0])
+        wrong = await system.add_people([PersonIn("odd", {"age": "old"}), PersonIn("even", {"age": 3.0})])
+        assert (wrong.accepted, [error.row for error in wrong.errors]) == (1, [0])
+        page = await system.items(None, 1000)
+        known = {row.item_id: row.known_to_model for row in page.rows}  # type: ignore[attr-defined]
+        assert known["fresh"]
+        assert known["even"]
+        near = await system.similar("toys-01", 5)
+        assert len(near) == 5
+        assert "toys-01" not in [line.item_id for line in near]
+        with pytest.raises(NotFoundError):
+            await system.similar("nothing", 5)
+
+    place.run(work)
+
+
+def test_the_rows_of_items_follow_what_is_chosen(place: Place) -> None:
+    async def work(system: System) -> None:
+        await system.add_items([ItemIn("fresh", {"title": "something", "price": 7.0})])
+        gardener = ListRequest(user_id="gardener", k=100)
+        await system.add_events([EventIn("gardener", f"garden-0{number}") for number in range(3)])
+        stranger = ListRequest(user_id="stranger", k=100)
+        before = ids(await system.recommend([gardener, stranger]))
+        for number in range(30):
+            rows = [EventIn(f"g{number}", f"garden-0{place}") for place in range(4)]
+            await system.add_events([*rows, EventIn(f"g{number}", "fresh"), EventIn(f"g{number}", "toys-16")])
+        assert ids(await system.recommend([gardener, stranger])) == before  # not yet
+        await system._machine.run(system._machine.upkeep, system._models._freshen, time.time())
+        after = ids(await system.recommend([gardener, stranger]))
+        assert after[1].index("toys-16") < before[1].index("toys-16")
+        model = system.serving.variants.served.model
+        assert model.base is not None
+        row = model.vocabulary.index(["fresh"])[0]
+        assert model.items.popularity[row] > model.base.popularity[row]
+
+    place.run(work)
+
+
+def test_items_are_freshened_at_intervals(place: Place) -> None:
+    async def work(system: System) -> None:
+        await system.add_events([EventIn("someone", "toys-16")])
+        for _ in range(400):
+            if system.serving.variants.served.model.base is not None:
+                return
+            await asyncio.sleep(0.05)
+        pytest.fail("the rows of items did not follow")
+
+    place.run(work, freshen=0.1)
+
+
+def test_an_anonymous_session_is_read_and_not_stored(place: Place) -> None:
+    async def work(system: System) -> None:
+        [stranger] = await system.recommend([ListRequest(k=5)])
+        session = tuple(EventIn("", f"toys-0{number}") for number in range(3))
+        [found] = await system.recommend([ListRequest(events=session, k=5)])
+        assert (stranger.fallback, found.fallback) == (True, False)
+        assert sum(line.item_id.startswith("toys") for line in found.items) >= 4
+        [profiled] = await system.recommend([ListRequest(profile={"country": "Italy"}, k=5)])
+        assert not profiled.fallback
+        page = await system.people(None, 1000)
+        assert "" not in [row.user_id for row in page.rows]  # type: ignore[attr-defined]
+
+    place.run(work)
+
+
+def test_what_was_shown_is_logged(place: Place) -> None:
+    made: list = []  # type: ignore[type-arg]
+
+    async def work(system: System) -> None:
+        made.extend(await system.recommend([ListRequest(user_id="user-001", scenario="home", explore="thompson")]))
+        made.extend(await system.recommend([ListRequest(events=(EventIn("", "toys-01"),))]))
+
+    place.run(work)
+    store = Store.open(place.home.database)
+    with store.read() as connection:
+        logged = shown.read(connection, [one.recommendation_id for one in made])
+    store.close()
+    first, second = (logged[one.recommendation_id] for one in made)
+    assert list(first.items) == [line.item_id for line in made[0].items]
+    assert list(first.propensities) == [line.propensity for line in made[0].items]
+    assert (first.user_id, first.scenario, first.variant, first.session) == ("user-001", "home", "served", False)
+    assert (second.user_id, second.session) == (None, True)
+
+
+def test_an_erased_person_is_a_stranger_at_once_and_in_no_file_soon(place: Place) -> None:
+    async def work(system: System) -> None:
+        await system.add_people([PersonIn("secret-person", {"country": "Italy"})])
+        await system.add_events([EventIn("secret-person", f"toys-0{number}") for number in range(4)])
+        personal = await list_of(system, "secret-person")
+        await system.erase("secret-person")
+        [now] = await system.recommend([ListRequest(user_id="secret-person")])
+        assert now.fallback
+        assert [line.item_id for line in now.items] != personal
+        await asyncio.sleep(0.1)
+        job = await system.erase("secret-person")  # the list above was logged under the id
+        for _ in range(200):
+            if (await system.job(job.job_id)).status == "done":
+                break
+            await asyncio.sleep(0.05)
+        assert (await system.job(job.job_id)).status == "done"
+        with pytest.raises(NotFoundError):
+            await system.erase("secret-person")
+        with pytest.raises(NotFoundError):
+            await system.person("secret-person")
+        with pytest.raises(NotFoundError):
+            await system.job("nothing")
+
+    place.run(work)
+    for file in place.home.folder.rglob("*"):
+        if file.is_file():
+            assert b"secret-person" not in file.read_bytes(), file
+
+
+def test_what_is_known_of_a_person_can_be_asked(place: Place) -> None:
+    async def work(system: System) -> None:
+        await system.add_people([PersonIn("new", {"country": "Italy"})])
+        await system.add_events([EventIn("new", "toys-01"), EventIn("new", "toys-02"), EventIn("new", "toys-01")])
+        known = await system.person("new")
+        assert (known.num_events, known.support, known.attributes["country"]) == (3, 2, "Italy")
+        assert [event.item_id for event in known.recent] == ["toys-01", "toys-02", "toys-01"]
+        assert known.fast_weights > 10
+        assert any("country" in line for line in known.learned_from)
+
+    place.run(work)
+
+
+def test_models_are_exchanged_whole_and_back(place: Place, model: Recommender, early_shop: Dataset) -> None:
+    from dataclasses import replace
+
+    from palate.service.opening import register
+
+    other = replace(model, params={**model.params, "popularity": model.params["popularity"] + 1}, model_id="f" * 16)
+    store = Store.open(place.home.database)
+    register(store, place.home, other, {"note": 1})
+    store.close()
+
+    async def work(system: System) -> None:
+        await system.add_items([ItemIn("fresh", {"title": "blue toys kite", "price": 7.0})])
+        users = [ListRequest(user_id=f"user-{number:03}", k=100) for number in range(40)]
+        first = [one.items for one in await system.recommend(users)]
+        await system.promote("f" * 16, 0.5)
+        mixed = await system.recommend(users)
+        canary = [one.variant == "canary" for one in mixed]
+        assert 8 < sum(canary) < 32
+        assert {one.model_id for one in mixed if one.variant == "canary"} == {"f" * 16}
+        for one, before, tried in zip(mixed, first, canary, strict=True):
+            assert (one.items != before) == tried
+        await system.promote("f" * 16, 1.0)
+        promoted = await system.recommend(users)
+        assert {one.model_id for one in promoted} == {"f" * 16}
+        assert all("fresh" in [line.item_id for line in one.items] for one in promoted)
+        for one, part, tried in zip(promoted, mixed, canary, strict=True):
+            assert one.items == part.items or not tried
+        with pytest.raises(RefusedError):
+            await system.promote("f" * 16, 1.0)
+        with pytest.raises(NotFoundError):
+            await system.promote("nothing", 1.0)
+        start = time.perf_counter()
+        await system.rollback()
+        assert time.perf_counter() - start < 1.0
+        assert [one.items for one in await system.recommend(users)] == first
+        with pytest.raises(RefusedError):
+            await system.rollback()
+        assert {one.status for one in await system.models()} == {"served", "retired"}
+        await system.promote("f" * 16, 1.0)
+
+    place.run(work)
+
+    async def later(system: System) -> None:
+        assert (await system.recommend([ListRequest()]))[0].model_id == "f" * 16
+
+    place.run(later)
+
+
+def test_a_damaged_model_is_not_promoted(place: Place, model: Recommender) -> None:
+    from dataclasses import replace
+
+    from palate.errors import ModelError
+    from palate.service.opening import register
+
+    other = replace(model, model_id="e" * 16)
+    store = Store.open(place.home.database)
+    folder = register(store, place.home, other, {})
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.safetensors").write_bytes(bytes(content))
+
+    async def work(system: System) -> None:
+        with pytest.raises(ModelError):
+            await system.promote("e" * 16, 1.0)
+        assert (await system.recommend([ListRequest()]))[0].model_id == model.model_id
+
+    place.run(work)
+    with store.read() as connection:
+        served = registry.current(connection).served
+    store.close()
+    assert served is not None
+    assert served.model_id == model.model_id
+
+
+def test_keys_come_and_go(place: Place) -> None:
+    async def work(system: System) -> None:
+        key, secret = await system.add_key("client", "web shop")
+        assert system.role_of(secret) == (key.key_id, "client")
+        await system.revoke_key(key.key_id)
+        assert system.role_of(secret) is None
+        with pytest.raises(NotFoundError):
+            await system.revoke_key("nothing")
+        assert [one.name for one in await system.keys()] == ["first key", "web shop"]
+
+    place.run(work)
+    content = b"".join(file.read_bytes() for file in place.home.folder.glob("palate.db*"))
+    assert place.key is not None
+    assert place.key.encode() not in content
+
+
+def test_a_home_has_one_service(place: Place) -> None:
+    with place.home.locked(), pytest.raises(StoreError, match="another"), place.home.locked():
+        pass
+    with place.home.locked():
+        pass
+
+
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "c"]),
+        st.sampled_from(["toys-01", "toys-02", "garden-01", "kitchen-03", "fresh"]),
+        st.sampled_from(["purchase", "cancel"]),
+        st.integers(0, 5),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(actions=actions, run=st.uuids())
+def test_any_event_changes_its_own_persons_next_list_alone(
+    place: Place, actions: list[tuple[str, str, str, int]], run: object
+) -> None:
+    async def work(system: System) -> None:
+        await system.add_items([ItemIn("fresh", {"title": "blue toys kite", "price": 7.0})])
+        names = {name: f"{name}-{run}" for name in "abc"}
+        requests = [ListRequest(user_id=name, k=100, include_seen=True) for name in names.values()]
+        before = [one.items for one in await system.recommend(requests)]
+        for name, item, kind, when in actions:
+            await system.add_events([EventIn(names[name], item, kind, timestamp=float(when))])
+            after = [one.items for one in await system.recommend(requests)]
+            for other, old, new in zip(names, before, after, strict=True):
+                assert other == name or old == new
+            known = await system.person(names[name])
+            assert known.recent[0].item_id == item
+            seen = system.serving.adapted(names[name], 100.0)
+            assert seen is not None
+            fresh = system._read_person(names[name])
+            assert fresh is not None
+            from palate.service.people import fold
+
+            told = fold(fresh, ("cancel",))
+            assert list(told.chosen) == list(seen[1].chosen)
+            assert list(told.refusals) == list(seen[1].refusals)
+            before = after
+
+    place.run(work)
