@@ -141,12 +141,12 @@ def test_a_killed_worker_is_an_error_and_ends_the_others(monkeypatch: pytest.Mon
         if heard == 1:
             multiprocessing.active_children()[0].kill()
 
-    long = [job(seed)._replace(training=TrainingConfig(num_epochs=0, max_seconds=600.0)) for seed in range(2)]
+    long = [job(seed)._replace(training=TrainingConfig(num_epochs=0, max_seconds=60.0)) for seed in range(2)]
     with pytest.raises(ModelError, match="a training process was killed"):
         run_jobs(long, 2, kill_one)
 
 
 def test_the_first_failure_ends_the_other_members() -> None:
-    long = job(0)._replace(training=TrainingConfig(num_epochs=0, max_seconds=600.0))
+    long = job(0)._replace(training=TrainingConfig(num_epochs=0, max_seconds=60.0))
     with pytest.raises(NumericalError):
         run_jobs([long, job(1, torch.full_like(CONTENT, torch.nan))], 2, lambda loss: None)
