@@ -203,6 +203,7 @@ def swaps(home: Home, key: str, model: Recommender, number: int) -> str:
                 slowest = max(slowest, time.perf_counter() - start)
             else:
                 admin.promote(names[1])
+            time.sleep(0.2)  # so that lists are asked for between the exchanges too
         stopped.set()
         for thread in threads:
             thread.join()

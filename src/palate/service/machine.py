@@ -1,7 +1,8 @@
 """What everything behind the shell works with: the store, its writer, the threads, and work in the background.
 
-Three threads besides the event loop and the readers: the writer commits, `lists` makes lists one at a time, `upkeep`
-does what takes longer (new items, other models).
+The event loop makes lists itself, one after another with a look at its sockets in between: on a thread of its own each
+would wait for the interpreter's lock at hundreds of small products. Two threads besides it and the readers: the
+writer commits, `upkeep` does what takes longer (new items, other models).
 """
 
 import asyncio
@@ -29,7 +30,7 @@ class Machine:
         self.shared = shared
         """Whether other processes write to the store too."""
         self.writer = Writer(store, max_waiting=max_waiting)
-        self.lists = ThreadPoolExecutor(1, "lists", partial(torch.set_num_threads, 1))
+        self._turn = asyncio.Lock()
         self.upkeep = ThreadPoolExecutor(1, "upkeep", partial(torch.set_num_threads, 1))
         self._readers = ThreadPoolExecutor(2, "readers")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,6 +65,12 @@ class Machine:
         """Call a function on one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
 
+    async def in_turn(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call something short on the event loop, after those who asked before and a look at the sockets."""
+        async with self._turn:
+            await asyncio.sleep(0)
+            return function(*arguments)
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Begin work that nobody waits for; it is cancelled when the process stops, and a failure is logged."""
         task = asyncio.get_running_loop().create_task(work)
@@ -81,7 +88,7 @@ class Machine:
     async def close(self) -> None:
         """Write what waits, then end the threads."""
         await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
-        for pool in (self.lists, self.upkeep, self._readers):
+        for pool in (self.upkeep, self._readers):
             pool.shutdown(wait=True)
         self.store.close()
 

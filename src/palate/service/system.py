@@ -247,7 +247,7 @@ class System:
     async def recommend(self, requests: Sequence[ListRequest]) -> Sequence[ListOut]:
         """Lists, in the order of the requests."""
         try:
-            made = await self._machine.run(self._machine.lists, self.serving.lists, requests, time.time())
+            made = await self._machine.in_turn(self.serving.lists, requests, time.time())
         except ListError as error:
             self.monitors.failed(str(error))
             raise
@@ -257,7 +257,7 @@ class System:
 
     async def similar(self, item_id: str, k: int) -> Sequence[Listed]:
         """Items nearest to one."""
-        return await self._machine.run(self._machine.lists, partial(_similar, self.serving.variants.served), item_id, k)
+        return await self._machine.in_turn(partial(_similar, self.serving.variants.served), item_id, k)
 
     async def person(self, user_id: str) -> PersonOut:
         """What is known of someone."""
@@ -267,7 +267,7 @@ class System:
             return found, stored_events.read_newest(connection, user_id, _RECENT)
 
         stored, recent = await self._machine.read(read)
-        seen = await self._machine.run(self._machine.lists, self.serving.adapted, user_id, time.time())
+        seen = await self._machine.in_turn(self.serving.adapted, user_id, time.time())
         if stored is None or seen is None:
             raise NotFoundError("no person of this id")
         shelf, person, adapted = seen
