@@ -30,7 +30,7 @@ def test_kills_and_swaps_lose_and_mix_nothing(saved_model: Path) -> None:
 
 
 def test_several_processes_serve_one_person(saved_model: Path, postgres_url: str, tmp_path: Path) -> None:
-    """Each request on a new connection, so that any of the processes may get it; each list has seen what came before."""
+    """Each request on a new connection, so that any process may get it; each list has seen what came before."""
     environment = {"PALATE_STORE": postgres_url, "OMP_NUM_THREADS": "1"}
     sources = {"PYTHONPATH": str(Path(palate.__file__).parents[1])}
     with subprocess.Popen(
