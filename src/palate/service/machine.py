@@ -59,7 +59,11 @@ class Machine:
             with self.store.read() as connection:
                 return read(connection)
 
-        return await self.run(self._readers, run)
+        return await self.aside(run)
+
+    async def aside(self, function: Callable[[], T]) -> T:
+        """Call something that may wait for the store, off the event loop; closing waits for it."""
+        return await self.run(self._readers, function)
 
     async def run(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function on one of the threads."""

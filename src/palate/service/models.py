@@ -93,7 +93,7 @@ class Models:
                 await self.refresh(revision)
                 if changed != self._followed:
                     await self._machine.run(self._machine.upkeep, self._follow)
-                await asyncio.to_thread(also)
+                await self._machine.aside(also)
             except PalateError as error:  # the store is away, or a model's folder: what serves goes on serving
                 _log.error("cannot follow the store: %s", error)
 
