@@ -26,8 +26,8 @@ def test_every_answer_is_as_documented(fuzzer: Fuzzer, route: str) -> None:
     seen = fuzzer.run(route, CASES.get(route, 2))
     assert any(status < 300 or status == 404 for _, status in seen), seen
     if route in CASES:
-        assert sum(seen.values()) >= 0.95 * CASES[route]
-        assert sum(count for (mode, _), count in seen.items() if mode == "NEGATIVE") > 0.4 * CASES[route]
+        assert sum(seen.values()) >= 0.7 * CASES[route]
+        assert sum(count for (mode, _), count in seen.items() if mode == "NEGATIVE") > 0.3 * CASES[route]
 
 
 def test_there_are_enough_cases() -> None:
