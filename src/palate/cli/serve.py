@@ -19,6 +19,7 @@ from palate.service.home import Home
 from palate.service.launch import Launch, launch
 from palate.service.retraining import RetrainConfig, retrain
 from palate.service.server import ServerSettings
+from palate.service.trainer import RetrainPolicy
 from palate.store import Store
 from palate.store.backup import back_up
 from palate.store.restore import restore as put_back
@@ -62,6 +63,16 @@ def serve(
     open_docs: Annotated[
         bool, typer.Option("--open-docs", help="Let /docs and /openapi.json be read without key.")
     ] = False,
+    retrain_events: Annotated[
+        int, typer.Option(min=0, help="Train on after so many new events; 0: not by events.")
+    ] = 0,
+    retrain_hours: Annotated[float, typer.Option(min=0, help="Train on after so many hours; 0: not by time.")] = 0.0,
+    retrain_drift: Annotated[
+        float, typer.Option(min=0, help="Train on when the stability index of choices is above this; 0: not by drift.")
+    ] = 0.0,
+    canary: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of the people whom such a model serves at first; 0: all.")
+    ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print each message as a JSON value.")] = False,
 ) -> None:
     """Serve a model over HTTP: events in, lists out, taste learned at once.
@@ -74,7 +85,11 @@ def serve(
     chosen = DataConfig() if data is None else read_config(data).data
     launch(
         Launch(
-            place, store or place.database, ServerSettings(host=host, port=port, open_docs=open_docs), workers=workers
+            place,
+            store or place.database,
+            ServerSettings(host=host, port=port, open_docs=open_docs),
+            retrain=RetrainPolicy(retrain_events, retrain_hours, retrain_drift, canary=canary),
+            workers=workers,
         ),
         lambda: find_model(model),
         None if data is None else _absolute(chosen, data.parent),
