@@ -1,9 +1,11 @@
 """The running system on a real store: what is acknowledged is durable and seen, what is forgotten is gone."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,16 @@ from hypothesis import strategies as st
 
 from palate.config import DataConfig
 from palate.data.dataset import Dataset
-from palate.errors import StoreError
+from palate.errors import ModelError, StoreError
 from palate.recommend import Recommender
 from palate.service.contract import EventIn, ItemIn, ListRequest, NotFoundError, PersonIn, RefusedError
 from palate.service.home import Home
 from palate.service.intake import take_in
 from palate.service.lists import adapt
-from palate.service.opening import open_system, prepare
-from palate.service.people import Person
+from palate.service.opening import open_system, prepare, register
+from palate.service.people import Person, fold
 from palate.service.system import System, SystemConfig
+from palate.service.trainer import RetrainPolicy, Trainer
 from palate.store import Store, events, items, people, registry
 from palate.store import recommendations as shown
 
@@ -38,9 +41,9 @@ class Place:
         store.close()
 
     @asynccontextmanager
-    async def open(self, freshen: float = 0.0, **settings: object) -> AsyncIterator[System]:
+    async def open(self, freshen: float = 0.0, judge: float = 60.0, **settings: object) -> AsyncIterator[System]:
         store = Store.open(self.home.database)
-        config = SystemConfig(log_seconds=0.01, freshen_seconds=freshen)
+        config = SystemConfig(log_seconds=0.01, freshen_seconds=freshen, judge_seconds=judge)
         system = open_system(store, self.home, config, **settings)  # type: ignore[arg-type]
         system.start()
         try:
@@ -356,14 +359,7 @@ def test_what_is_known_of_a_person_can_be_asked(place: Place) -> None:
 
 
 def test_models_are_exchanged_whole_and_back(place: Place, model: Recommender, early_shop: Dataset) -> None:
-    from dataclasses import replace
-
-    from palate.service.opening import register
-
-    other = replace(model, params={**model.params, "popularity": model.params["popularity"] + 1}, model_id="f" * 16)
-    store = Store.open(place.home.database)
-    register(store, place.home, other, {"note": 1})
-    store.close()
+    other_model(place, model)
 
     async def work(system: System) -> None:
         await system.add_items([ItemIn("fresh", {"title": "blue toys kite", "price": 7.0})])
@@ -404,11 +400,6 @@ def test_models_are_exchanged_whole_and_back(place: Place, model: Recommender, e
 
 
 def test_a_damaged_model_is_not_promoted(place: Place, model: Recommender) -> None:
-    from dataclasses import replace
-
-    from palate.errors import ModelError
-    from palate.service.opening import register
-
     other = replace(model, model_id="e" * 16)
     store = Store.open(place.home.database)
     folder = register(store, place.home, other, {})
@@ -427,6 +418,103 @@ def test_a_damaged_model_is_not_promoted(place: Place, model: Recommender) -> No
     store.close()
     assert served is not None
     assert served.model_id == model.model_id
+
+
+def other_model(place: Place, model: Recommender) -> str:
+    """Another model in the registry."""
+    other = replace(model, params={**model.params, "popularity": model.params["popularity"] + 1}, model_id="f" * 16)
+    store = Store.open(place.home.database)
+    register(store, place.home, other, {})
+    store.close()
+    return other.model_id
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_model_whose_lists_fail_is_taken_out(place: Place, model: Recommender, share: float) -> None:
+    name = other_model(place, model)
+
+    async def work(system: System) -> None:
+        await system.promote(name, share)
+        for _ in range(300):  # the fewest that are judged are 200
+            system.monitors.failed(name)
+        for _ in range(200):
+            await asyncio.sleep(0.05)
+            statuses = {one.model_id: one for one in await system.models()}
+            if statuses[name].status == "refused":
+                break
+        assert statuses[name].status == "refused"
+        assert "failed" in str(statuses[name].report["live"])
+        assert statuses[model.model_id].status == "served"
+        lists = await system.recommend([ListRequest(user_id=f"u{number}") for number in range(20)])
+        assert {one.model_id for one in lists} == {model.model_id}
+        with pytest.raises(RefusedError):  # it is not let in again by hand
+            await system.promote(name, 1.0)
+
+    place.run(work, judge=0.2)
+
+
+def test_a_model_whose_lists_are_made_stays(place: Place, model: Recommender) -> None:
+    name = other_model(place, model)
+
+    async def work(system: System) -> None:
+        await system.promote(name, 1.0)
+        for _ in range(30):
+            await system.recommend([ListRequest(user_id=f"u{number}") for number in range(10)])
+        await asyncio.sleep(0.5)
+        assert (await system.recommend([ListRequest()]))[0].model_id == name
+
+    place.run(work, judge=0.2)
+
+
+def test_trainings_begin_by_policy_and_one_at_a_time(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[float] = []
+    go_on = threading.Event()
+
+    def run(self: Trainer) -> None:
+        runs.append(time.monotonic())
+        assert go_on.wait(30)
+        if len(runs) == 2:
+            raise ModelError("no window yet")
+
+    monkeypatch.setattr(Trainer, "run", run)
+
+    async def until(done: Callable[[], bool]) -> None:
+        for _ in range(400):
+            if done():
+                return
+            await asyncio.sleep(0.02)
+        pytest.fail("it did not come to that")
+
+    async def work(system: System) -> None:
+        await system.add_events([EventIn("a", "toys-01"), EventIn("a", "toys-02")])
+        await asyncio.sleep(0.3)
+        assert not runs  # two events are too few
+        await system.add_events([EventIn("a", "toys-03")])
+        await until(lambda: len(runs) == 1)
+        with pytest.raises(RefusedError, match="at work"):
+            await system.retrain()
+        go_on.set()
+        await asyncio.sleep(0.3)
+        assert len(runs) == 1  # what it learned from does not begin another
+        job = await system.retrain()
+        await until(lambda: len(runs) == 2)
+        for _ in range(200):
+            if (await system.job(job.job_id)).status == "failed":
+                break
+            await asyncio.sleep(0.02)
+        assert (await system.job(job.job_id)).error == "no window yet"
+
+    place.run(
+        work, trainer=Trainer(place.home.folder, place.home.database), policy=RetrainPolicy(3, check_seconds=0.05)
+    )
+
+
+def test_a_process_that_does_not_train_says_so(place: Place) -> None:
+    async def work(system: System) -> None:
+        with pytest.raises(RefusedError, match="does not train"):
+            await system.retrain()
+
+    place.run(work)
 
 
 def test_keys_come_and_go(place: Place) -> None:
@@ -485,8 +573,6 @@ def test_any_event_changes_its_own_persons_next_list_alone(
             assert seen is not None
             fresh = system._read_person(names[name])
             assert fresh is not None
-            from palate.service.people import fold
-
             told = fold(fresh, ("cancel",))
             assert list(told.chosen) == list(seen[1].chosen)
             assert list(told.refusals) == list(seen[1].refusals)
