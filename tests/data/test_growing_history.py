@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from palate.data.episodes import build_histories
@@ -15,7 +15,6 @@ from palate.data.vocabulary import Vocabulary
 EVENTS = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=1, max_size=14)
 
 
-@settings(deadline=None)
 @given(EVENTS)
 def test_after_every_event_it_is_what_the_log_says(events: list[tuple[int, bool, int]]) -> None:
     hours = np.cumsum([gap for _, _, gap in events])  # ties in time keep the order of the log
@@ -31,7 +30,7 @@ def test_after_every_event_it_is_what_the_log_says(events: list[tuple[int, bool,
         source="events",
     )
     vocabulary = Vocabulary(tuple(f"item-{item}" for item in range(5)))
-    growing = GrowingHistory()
+    growing = GrowingHistory[int]()
     for length, (item, refuses, _) in enumerate(events, start=1):
         seconds = (log["timestamp"][length - 1] - datetime(1970, 1, 1)).total_seconds()
         growing.add(item, seconds, refuses=refuses)
@@ -44,7 +43,7 @@ def test_after_every_event_it_is_what_the_log_says(events: list[tuple[int, bool,
 
 
 def test_before_the_first_event_nothing_is_known() -> None:
-    growing = GrowingHistory()
+    growing = GrowingHistory[int]()
     assert not growing.history(returning=True).returning
     assert len(growing.history().items) == 0
     assert growing.last is None

@@ -1,43 +1,56 @@
 """One person's history event by event: after each event it is what `build_histories` makes of the events so far."""
 
-from typing import final
+from collections.abc import Callable
+from typing import Generic, TypeVar, final
 
 import numpy as np
 
 from palate.data.episodes import History
 
+Item = TypeVar("Item", int, str)
+
 
 @final
-class GrowingHistory:
-    """Takes events in their order; items are vocabulary indices."""
+class GrowingHistory(Generic[Item]):
+    """Takes events in their order; items are vocabulary indices, or ids that `history` is told the indices of."""
 
     def __init__(self) -> None:
-        self._first: dict[int, float] = {}
+        self._first: dict[Item, float] = {}
         """When each item was first chosen, in that order."""
-        self._refused: dict[int, bool] = {}
+        self._refused: dict[Item, bool] = {}
         """Whether the last word on each item was no, in the order of the first word."""
         self.last: float | None = None
         """Time of the newest event, in seconds since 1970-01-01; None before the first."""
 
-    def add(self, item: int, seconds: float, *, refuses: bool = False) -> None:
+    def add(self, item: Item, seconds: float, *, refuses: bool = False) -> None:
         """Take the next event: a choice of the item, or a refusal."""
         if not refuses:
             self._first.setdefault(item, seconds)
         self._refused[item] = refuses
         self.last = seconds
 
-    def knows(self, item: int) -> bool:
+    def knows(self, item: Item) -> bool:
         """Whether there was a word on the item: such an item is not listed, whether chosen or refused."""
         return item in self._refused
 
-    def history(self, *, returning: bool = False) -> History:
-        """What is known after the events so far."""
-        chosen = [item for item in self._first if not self._refused[item]]
+    def chosen(self) -> list[Item]:
+        """The items whose last word is yes, by the first yes."""
+        return [item for item in self._first if not self._refused[item]]
+
+    def refused(self) -> list[Item]:
+        """The items whose last word is no: those never chosen, then those chosen once by their first yes."""
         never = [item for item, refused in self._refused.items() if refused and item not in self._first]
-        withdrawn = [item for item in self._first if self._refused[item]]
+        return never + [item for item in self._first if self._refused[item]]
+
+    def history(
+        self, number_of: Callable[[Item], int | None] = lambda item: int(item), *, returning: bool = False
+    ) -> History:
+        """What is known after the events so far; items without a number (None) are left out."""
+        chosen = [(number, self._first[item]) for item in self.chosen() if (number := number_of(item)) is not None]
+        refused = [number for item in self.refused() if (number := number_of(item)) is not None]
         return History(
-            np.array(chosen, np.int64),
-            np.array([self._first[item] for item in chosen], np.float64),
-            np.array(never + withdrawn, np.int64),
+            np.array([number for number, _ in chosen], np.int64),
+            np.array([when for _, when in chosen], np.float64),
+            np.array(refused, np.int64),
             returning and len(chosen) > 0,
         )

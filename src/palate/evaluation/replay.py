@@ -243,7 +243,7 @@ def _steps(
     )
     steps = []
     for (user,), rows in events.group_by("user_id", maintain_order=True):
-        known = GrowingHistory()
+        known = GrowingHistory[int]()
         places = catalogue.index(rows["item_id"].to_list()).tolist()
         for item, seconds, refuses in zip(places, rows["seconds"].to_list(), rows["refuses"].to_list(), strict=True):
             if seconds >= since and not refuses and not known.knows(item):

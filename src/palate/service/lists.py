@@ -51,8 +51,7 @@ def adapt(shelf: Shelf, person: Person, now: float) -> Adapted:
         assert isinstance(adapted, Adapted)
         return adapted
     profile, known = encode_profile(shelf, person.attributes)
-    history = person.history(shelf.number_of)._replace(returning=returning)
-    history = history._replace(returning=returning and len(history.items) > 0)
+    history = person.history(shelf.number_of, returning=returning)
     adapted = Adapted(model.adapt_to(history, profile), known or len(history.items) + len(history.refused) > 0)
     person.memory = (key, adapted)
     return adapted

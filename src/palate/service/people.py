@@ -10,9 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
 from palate.data.episodes import History
+from palate.data.growing_history import GrowingHistory
 
 
 class Done(NamedTuple):
@@ -27,7 +26,7 @@ class Done(NamedTuple):
 class Person:
     """One person's events so far. Not safe for threads: see `People`."""
 
-    __slots__ = ("attributes", "chosen", "created", "last", "memory", "position", "refusals")
+    __slots__ = ("attributes", "created", "done", "memory", "position")
 
     def __init__(self, attributes: Mapping[str, str | float | bool | None], created: float = 0.0) -> None:
         self.attributes = dict(attributes)
@@ -36,48 +35,27 @@ class Person:
         """When the store first heard of them: who is erased and comes back is another person."""
         self.position = 0
         """Events taken in, the cursor of the store."""
-        self.last = -np.inf
-        """Time of the newest event."""
-        self.chosen: dict[str, float] = {}
-        """First yes to each item, in that order, refused since or not."""
-        self.refusals: dict[str, None] = {}
-        """Items whose last word was no, in the order in which they first came up."""
+        self.done: GrowingHistory[str] = GrowingHistory()
+        """What they chose and refused, by item id."""
         self.memory: tuple[object, object] | None = None
         """What was last computed for this person, and for which key; whoever computes decides on both."""
 
     def take(self, event: Done, negative: Collection[str]) -> bool:
         """Take in the next event; False, and nothing is changed, where it happened before one that is in already."""
-        if event.timestamp < self.last:
+        if self.done.last is not None and event.timestamp < self.done.last:
             return False
         self.position += 1
-        self.last = event.timestamp
-        if event.event_type in negative:
-            self.refusals.setdefault(event.item_id)
-        else:
-            self.refusals.pop(event.item_id, None)
-            self.chosen.setdefault(event.item_id, event.timestamp)
+        self.done.add(event.item_id, event.timestamp, refuses=event.event_type in negative)
         return True
 
     def returning(self, now: float, visit_gap: float) -> bool:
         """Whether a list at `now` is for another visit: the last event is over `visit_gap` hours ago (0: never)."""
-        return visit_gap > 0 and self.position > 0 and now - self.last > 3600.0 * visit_gap
+        last = self.done.last
+        return visit_gap > 0 and last is not None and now - last > 3600.0 * visit_gap
 
-    def history(self, number_of: Mapping[str, int]) -> History:
+    def history(self, number_of: Mapping[str, int], *, returning: bool = False) -> History:
         """The history in the numbers of a vocabulary; items that it lacks are left out."""
-        kept = [
-            (number, when)
-            for item, when in self.chosen.items()
-            if item not in self.refusals and (number := number_of.get(item)) is not None
-        ]
-        # As `build_histories` lists them: those never chosen first, then the others by their first yes.
-        never = [item for item in self.refusals if item not in self.chosen]
-        once = [item for item in self.chosen if item in self.refusals]
-        refused = [number for item in (*never, *once) if (number := number_of.get(item)) is not None]
-        return History(
-            np.array([number for number, _ in kept], np.int64),
-            np.array([when for _, when in kept], np.float64),
-            np.array(refused, np.int64),
-        )
+        return self.done.history(number_of.get, returning=returning)
 
 
 class Stored(NamedTuple):
