@@ -64,6 +64,16 @@ def test_finds_the_best_and_scores_them_exactly(kind: str, with_biases: bool) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_long_lists_are_found_as_well_as_short_ones(kind: str) -> None:
+    """An effort is chosen for the first ten; what more is asked for must not come from the same few rows."""
+    vectors, biases, queries = world()
+    index = build_index(vectors, RetrievalConfig(kind=kind), biases=biases, queries=queries[30:])
+    found = index.search(queries[:30], 200)
+    true = np.array([scan(vectors, biases, query, 200)[0] for query in queries[:30]])
+    assert recall(found.items, true) >= 0.97
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.5, 0.05, 0.002])
 def test_filters_leave_k_items_where_k_are_left(kind: str, share: float) -> None:
     vectors, biases, queries = world()
@@ -108,6 +118,34 @@ def test_an_index_with_more_items_leaves_the_first_as_it_was(kind: str, rebuild_
     assert (index.num_items, more.num_items) == (2500, NUM_ITEMS)
     true = np.array([scan(vectors, biases, query, 10)[0] for query in queries])
     assert recall(more.search(queries, 10).items, true) >= 0.9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_index_follows_vectors_that_move_and_leaves_the_first_as_it_was(kind: str) -> None:
+    vectors, biases, queries = world()
+    config = RetrievalConfig(kind=kind, rebuild_share=1.0, target_recall=0.9)
+    index = build_index(vectors[:2500], config, biases=biases[:2500], queries=queries[30:])
+    index.add(vectors[2500:], biases[2500:])
+    index.remove(np.array([7]))
+    before = index.search(queries, 10)
+    rng = np.random.default_rng(1)
+    there = vectors + (0.05 * rng.normal(size=vectors.shape)).astype(np.float32)
+    weights = biases + (0.05 * rng.normal(size=NUM_ITEMS)).astype(np.float32)
+    moved = index.with_vectors(there, weights)
+    after = index.search(queries, 10)
+    np.testing.assert_array_equal(before.items, after.items)
+    np.testing.assert_array_equal(before.scores, after.scores)
+    kept = np.arange(NUM_ITEMS) != 7
+    true = [scan(there, np.where(kept, weights, -1e6), query, 10) for query in queries]
+    found = moved.search(queries, 10)
+    for query, items, scores in zip(queries, found.items, found.scores, strict=True):
+        np.testing.assert_array_equal(
+            scores, scan(there, weights, query, NUM_ITEMS, np.isin(np.arange(NUM_ITEMS), items))[1][:10]
+        )
+    assert recall(found.items, np.array([items for items, _ in true])) >= 0.9
+    assert moved.built.effort == index.built.effort
+    with pytest.raises(DataError, match="give one an item"):
+        index.with_vectors(vectors[:50])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -199,11 +237,13 @@ def test_a_zero_query_and_equal_vectors_list_by_bias_then_lower_item(kind: str) 
 # ------------------------------------------------------------------------------------------- auto and tuning
 
 
-def test_auto_is_exact_up_to_the_threshold_and_quick_above() -> None:
+def test_auto_is_exact_while_there_is_little_to_read_and_quick_above() -> None:
     vectors, _, queries = world()
-    assert build_index(vectors, RetrievalConfig(threshold=NUM_ITEMS)).built.kind == "exact"
-    assert build_index(vectors, RetrievalConfig(threshold=0, target_recall=0.9)).built.kind in {"ivf", "pq"}
-    index = build_index(vectors[:2900], RetrievalConfig(threshold=2950, rebuild_share=0.01), queries=queries)
+    assert build_index(vectors, RetrievalConfig(exact_until=vectors.size)).built.kind == "exact"
+    assert build_index(vectors, RetrievalConfig(exact_until=0, target_recall=0.9)).built.kind in {"ivf", "pq"}
+    index = build_index(
+        vectors[:2900], RetrievalConfig(exact_until=2950 * vectors.shape[1], rebuild_share=0.01), queries=queries
+    )
     assert index.built.kind == "exact"
     index.add(vectors[2900:])
     assert index.built.kind != "exact"
@@ -213,7 +253,7 @@ def test_auto_takes_the_first_kind_that_reaches_its_target(monkeypatch: pytest.M
     """Vectors without clusters: few lists hold little, codes hold most; without codes only the exact scan is left."""
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(20_000, 32)).astype(np.float32)
-    config = RetrievalConfig(threshold=0, num_samples=30)
+    config = RetrievalConfig(exact_until=0, num_samples=30)
     assert build_index(vectors, replace(config, target_recall=0.15)).built.kind == "ivf"
     assert build_index(vectors, replace(config, target_recall=0.95)).built.kind == "pq"
     # Of many that hardly differ among others, the codes cannot tell one from another.
@@ -250,7 +290,7 @@ def test_a_failed_rebuild_changes_nothing() -> None:
     ("settings", "named"),
     [
         ({"kind": "annoy"}, "retrieval.kind is 'annoy'"),
-        ({"threshold": -1}, "retrieval.threshold"),
+        ({"exact_until": -1}, "retrieval.exact_until"),
         ({"target_recall": 0.0}, "retrieval.target_recall"),
         ({"target_recall": 1.1}, "retrieval.target_recall"),
         ({"num_samples": 0}, "retrieval.num_samples"),

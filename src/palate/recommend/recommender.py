@@ -36,6 +36,8 @@ from palate.recommend.retrieval import Index, RetrievalConfig, build_index
 
 _TOGETHER = 256
 """People who are adapted to at once: the features of their supports are in memory together."""
+_FIRST = 8
+"""Half the queries that an index is tuned by come from people with fewer events than this."""
 _NEAR = 0.1
 """Cosine above which an event is named as the reason for an item."""
 
@@ -305,10 +307,7 @@ class Recommender:
             vocabulary=Vocabulary((*self.vocabulary.ids, *ids)),
             titles=(*self.titles, *(titles[name] for name in ids)),
         )
-        index = self.__dict__.get("_index")
-        if index is not None:  # one that is at hand is extended, which costs much less than another
-            rows = search_rows(Items(*(part[len(self.vocabulary) :] for part in items)))
-            longer.__dict__["_index"] = index.with_added(rows.numpy())
+        self._hand_index(longer, lambda index: index.with_added(search_rows(added).numpy()))
         return longer
 
     def with_item_events(self, events: pl.DataFrame, *, now: datetime | str | None = None) -> "Recommender":
@@ -330,7 +329,7 @@ class Recommender:
         """
         base = self.items if self.base is None else self.base
         if events.is_empty():
-            return replace(self, items=base, base=None)
+            return self if self.base is None else replace(self, items=base, base=None)
         log = validate_interactions(events, source="events")
         moment = log["timestamp"].max() if now is None else parse_time(now, what="now")
         assert isinstance(moment, datetime)
@@ -355,7 +354,9 @@ class Recommender:
                 self.item_posterior, self.config.item_tasks, evidence, self.space, trained, prior, told, counts[known:]
             )
             trained = trained._replace(popularity=popularity_of(self.item_posterior, counts[:known]))
-        return replace(self, items=_joined(trained, warm), base=base)
+        moved = replace(self, items=_joined(trained, warm), base=base)
+        self._hand_index(moved, lambda index: index.with_vectors(search_rows(moved.items).numpy()))
+        return moved
 
     def encode_items(
         self, catalog: Catalog, progress: Callable[[int, int], None] | None = None
@@ -436,14 +437,21 @@ class Recommender:
 
     @cached_property
     def _index(self) -> Index:
-        """All items, searched by inner product; tuned by what people in training would ask."""
+        """All items, searched by inner product; tuned by what people in training would have asked along their way."""
         rows = search_rows(self.items).numpy()
         users = list(self.users)[:: max(1, len(self.users) // self.retrieval.num_samples)]
         with torch.inference_mode():
             queries = [
-                search_query(self._adapt_one(self.users[user], self.profiles[user])).float().numpy() for user in users
+                search_query(self._adapt_one(_begun(self.users[user], place), self.profiles[user])).float().numpy()
+                for place, user in enumerate(users)
             ]
         return build_index(rows, self.retrieval, queries=np.stack(queries) if queries else None)
+
+    def _hand_index(self, to: "Recommender", changed: Callable[[Index], Index]) -> None:
+        """Give an index that is at hand to another recommender, changed: that costs much less than another build."""
+        index = self.__dict__.get("_index")
+        if index is not None:
+            to.__dict__["_index"] = changed(index)
 
     def _states(
         self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
@@ -527,6 +535,12 @@ class Recommender:
         """Numbers of the items that a list may not hold."""
         named = self.vocabulary.index(list(exclude))
         return named if include_seen else np.concatenate([named, history.items, history.refused])
+
+
+def _begun(history: History, place: int) -> History:
+    """A history or, every other time, its first events: what people ask moves as they go on."""
+    length = len(history.items) if place % 2 else place // 2 % _FIRST
+    return history._replace(items=history.items[:length], times=history.times[:length])
 
 
 def _joined(first: Items, second: Items) -> Items:

@@ -8,6 +8,8 @@ million. Where many vectors hardly differ, codes cannot tell them apart, and lis
 """
 
 from collections.abc import Sequence
+from copy import copy
+from typing import cast
 
 import faiss
 import numpy as np
@@ -39,6 +41,12 @@ class CompressedScan:
     def extend(self, vectors: Float32[np.ndarray, "new dim"], biases: Float32[np.ndarray, "new"]) -> None:
         """Append rows."""
         self._codes.add(_padded(vectors, biases))
+
+    def copied(self) -> "CompressedScan":
+        """Another one with the same rows."""
+        other = copy(self)
+        other._codes = cast(faiss.IndexPQFastScan, faiss.clone_index(self._codes))
+        return other
 
     def candidates(
         self, query: Float32[np.ndarray, "dim"], count: int, effort: int, among: Bool[np.ndarray, "row"] | None

@@ -10,6 +10,8 @@ from palate.recommend.retrieval.settings import RetrievalConfig
 
 Learned = Mapping[str, np.ndarray]
 """What an engine draws from the vectors before it takes them in: centroids, codebooks."""
+TUNED_AT = 10
+"""An effort is chosen by the recall of the first so many."""
 
 
 @runtime_checkable
@@ -37,6 +39,10 @@ class Engine(Protocol):
 
     def extend(self, vectors: Float32[np.ndarray, "new dim"], biases: Float32[np.ndarray, "new"]) -> None:
         """Append rows."""
+        ...
+
+    def copied(self) -> "Engine":
+        """Another engine with the same rows; extending one leaves the other as it is."""
         ...
 
 

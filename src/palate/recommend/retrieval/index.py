@@ -7,6 +7,7 @@ item, as `palate.metrics.top_k` does.
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float32, Int64
 
 from palate.errors import ConfigError, DataError
 from palate.metrics import NO_ITEM
-from palate.recommend.retrieval.engine import Engine, Learned
+from palate.recommend.retrieval.engine import Engine, EngineEntry, Learned
 from palate.recommend.retrieval.exact import ExactScan
 from palate.recommend.retrieval.rows import Rows, check_vectors
 from palate.recommend.retrieval.settings import RetrievalConfig
@@ -37,6 +38,7 @@ class Built(NamedTuple):
 
     kind: str
     """A line of `INDEXES`."""
+    entry: EngineEntry
     learned: Learned
     engine: Engine
     effort: int
@@ -128,21 +130,33 @@ class Index:
     def with_added(
         self, vectors: Float32[np.ndarray, "new dim"], biases: Float32[np.ndarray, "bias"] | None = None
     ) -> "Index":
-        """Another index with these items too, while this one goes on answering; as `add` otherwise.
-
-        An exact scan is extended, in milliseconds. Other engines cannot be copied and are built anew.
-        """
-        other = copy(self)
-        if self.built.engine is not self._scan:
-            biases = np.zeros(len(vectors), np.float32) if biases is None else biases
-            check_vectors(vectors, biases, self.rows.vectors.shape[1])
-            other.rows = self.rows.added(vectors, biases).compacted()
-            other._scan, other.changes = ExactScan(other.rows.vectors, other.rows.biases), 0
-            other.built = self._build(self.config, self.queries, other.rows, other._scan)
-            return other
-        other._scan = copy(self._scan)  # extending replaces its arrays, it never writes into them
-        other.built = self.built._replace(engine=other._scan)
+        """Another index with these items too, while this one goes on answering; as `add` otherwise."""
+        other = self._copied()
         other.add(vectors, biases)
+        return other
+
+    def with_vectors(
+        self, vectors: Float32[np.ndarray, "item dim"], biases: Float32[np.ndarray, "item"] | None = None
+    ) -> "Index":
+        """Another index of the same items after their vectors have moved, while this one goes on answering.
+
+        What the engine has learned and the effort stay, so that this costs a small part of a build. How much is found
+        is as it was while vectors keep to their neighbourhoods.
+
+        Raises:
+            DataError: vectors of another width or number, not finite or not below 1e15.
+        """
+        biases = np.zeros(len(vectors), np.float32) if biases is None else biases
+        check_vectors(vectors, biases, self.rows.vectors.shape[1])
+        if len(vectors) != self.num_items:
+            raise DataError(f"vectors: {len(vectors):,} for {self.num_items:,} items; give one an item")
+        other = copy(self)
+        other.rows = replace(self.rows, vectors=vectors[self.rows.ids], biases=biases[self.rows.ids])
+        other._scan = ExactScan(other.rows.vectors, other.rows.biases)
+        engine: Engine = other._scan
+        if self.built.engine is not self._scan:
+            engine = self.built.entry.assemble(self.built.learned, other.rows.vectors, other.rows.biases)
+        other.built = self.built._replace(engine=engine)
         return other
 
     def remove(self, items: Int64[np.ndarray, "removed"]) -> None:
@@ -156,6 +170,13 @@ class Index:
         self._change(rows, int(np.count_nonzero(self.rows.alive) - np.count_nonzero(rows.alive)))
 
     # ---------------------------------------------------------------------------------------------- inside
+
+    def _copied(self) -> "Index":
+        other = copy(self)
+        other._scan = self._scan.copied()
+        engine = other._scan if self.built.engine is self._scan else self.built.engine.copied()
+        other.built = self.built._replace(engine=engine)
+        return other
 
     def _candidates(
         self,

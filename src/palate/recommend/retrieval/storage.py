@@ -73,7 +73,7 @@ def load_index(path: str | Path) -> Index:
         learned = {name.removeprefix(_LEARNED): value for name, value in tensors.items() if _LEARNED in name}
         scan = ExactScan(rows.vectors, rows.biases)
         engine = scan if entry is EXACT else entry.assemble(learned, rows.vectors, rows.biases)
-        built = Built(about["kind"], learned, engine, about["effort"], about["recall"])
+        built = Built(about["kind"], entry, learned, engine, about["effort"], about["recall"])
         config = RetrievalConfig(**about["config"])
         return Index(config, tensors.get(_QUERIES), build, rows, scan, built, about["changes"])
     except (LookupError, TypeError, ValueError, PalateError) as error:

@@ -6,15 +6,13 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from palate.errors import ConfigError, DataError
-from palate.recommend.retrieval.engine import Engine, EngineEntry
+from palate.recommend.retrieval.engine import TUNED_AT, Engine, EngineEntry
 from palate.recommend.retrieval.exact import EXACT, ExactScan
 from palate.recommend.retrieval.index import Built, Index
 from palate.recommend.retrieval.rows import Rows, check_vectors
 from palate.recommend.retrieval.settings import RetrievalConfig
 
 AUTO = "auto"
-_TUNED_AT = 10
-"""Recall is that of the first ten."""
 
 
 def _exact() -> EngineEntry:
@@ -37,7 +35,7 @@ INDEXES: Mapping[str, Callable[[], EngineEntry]] = {"exact": _exact, "ivf": _ivf
 """Kinds by name; each is imported when it is first used, since faiss takes a moment and memory to load."""
 
 _LARGE = ("ivf", "pq", "exact")
-"""What "auto" tries above the threshold; the last always reaches its target."""
+"""What "auto" tries above `exact_until`; the last always reaches its target."""
 
 
 def build_index(
@@ -95,7 +93,7 @@ def build(
     """
     kinds: tuple[str, ...] = (config.kind,)
     if config.kind == AUTO:
-        kinds = ("exact",) if len(rows.ids) <= config.threshold else _LARGE
+        kinds = ("exact",) if rows.vectors.size <= config.exact_until else _LARGE
     pool = rows.vectors if queries is None else queries
     rng = np.random.default_rng(config.seed)
     samples = pool[rng.choice(len(pool), min(config.num_samples, len(pool)), replace=False)]
@@ -104,7 +102,7 @@ def build(
     for kind in kinds:
         entry = find_entry(kind)
         if entry is EXACT:
-            return Built(kind, {}, scan, 1, 1.0)
+            return Built(kind, entry, {}, scan, 1, 1.0)
         truth = truth or _first(scan, 1, samples, rows)
         learned = entry.learn(rows.vectors, rows.biases, config)
         engine = entry.assemble(learned, rows.vectors, rows.biases)
@@ -114,9 +112,9 @@ def build(
             found = _first(engine, effort, samples, rows)
             reached = float(np.mean([np.isin(true, some).mean() for true, some in zip(truth, found, strict=True)]))
             if reached >= config.target_recall:
-                return Built(kind, learned, engine, effort, reached)
+                return Built(kind, entry, learned, engine, effort, reached)
     raise ConfigError(
-        f"retrieval.kind {config.kind!r} finds {reached:.3f} of the first {_TUNED_AT} at most on these vectors, below "
+        f"retrieval.kind {config.kind!r} finds {reached:.3f} of the first {TUNED_AT} at most on these vectors, below "
         f'retrieval.target_recall {config.target_recall}; use "auto" or lower the target'
     )
 
@@ -125,4 +123,4 @@ def _first(
     engine: Engine, effort: int, queries: Float32[np.ndarray, "query dim"], rows: Rows
 ) -> list[Int64[np.ndarray, "place"]]:
     """The first ten that an engine finds for each query."""
-    return [rows.best(query, _TUNED_AT, engine.candidates(query, _TUNED_AT, effort, None))[0] for query in queries]
+    return [rows.best(query, TUNED_AT, engine.candidates(query, TUNED_AT, effort, None))[0] for query in queries]
