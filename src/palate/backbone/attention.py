@@ -6,20 +6,22 @@ recommenders by eSASRec, Tikhonovich et al., 2025, arXiv:2508.06450.
 """
 
 import math
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from palate.backbone.blocks import BlockConfig, PairBias, Pairs
+from palate.backbone.blocks import Block, BlockConfig, PairBias, Pairs, Stacked, stack
 from palate.backbone.dropout import Dropout
 
 _MASKED = -1e4
 """Added to what must not be read: e^-10000 is 0 in every type, and no infinity meets another."""
 
 
-class AttentionBlock(nn.Module):
+class AttentionBlock(Block):
     """x + gate(x) · attention(norm(x)), then x + gate(x) · swiglu(norm(x))."""
 
     def __init__(self, config: BlockConfig) -> None:
@@ -70,3 +72,53 @@ class AttentionBlock(nn.Module):
             weights = self.dropout(logits.softmax(-1))
             mixed = torch.bmm(weights, value.reshape(-1, width, size)).view(rows, heads, width, size)
         return mixed.transpose(1, 2).reshape(rows, width, dim)
+
+    @classmethod
+    def stacked(cls, blocks: Sequence[Block]) -> Stacked:
+        """One product for all members, with what multiplies or scales a product folded into its weights."""
+        members = cast(Sequence[AttentionBlock], blocks)
+        heads, dim = members[0].num_heads, members[0].out.in_features
+        size = dim // heads
+        scale = torch.ones(3 * dim)
+        scale[:dim] = 1 / math.sqrt(size)
+        project, project_bias = _behind_norm([(block.norm_attention, block.query_key_value) for block in members])
+        project, project_bias = project * scale, project_bias * scale
+        up, up_bias = _behind_norm([(block.norm_feed, block.up) for block in members])
+        out, down = (stack(getattr(block, name).weight.T for block in members) for name in ("out", "down"))
+        (gate, gate_bias), (feed, feed_bias) = (
+            (
+                stack(getattr(block, name).weight.T for block in members),
+                stack(getattr(block, name).bias for block in members)[:, None],
+            )
+            for name in ("gate_attention", "gate_feed")
+        )
+
+        def layer(x: Tensor, pairs: Pairs, last: bool) -> Tensor:
+            num_members, width, _ = x.shape
+            asked = 1 if last else width
+            projected = torch.baddbmm(project_bias, F.layer_norm(x, (dim,)), project)
+            split = projected.view(num_members, width, 3, heads, size).permute(2, 0, 3, 1, 4)
+            query, key, value = split.reshape(3, num_members * heads, width, size).unbind(0)
+            learned = [block.bias(pairs) for block in members]
+            bias = torch.zeros(width, width).masked_fill_(pairs.future, _MASKED)
+            if learned[0] is not None:
+                bias = bias + torch.cat([own.reshape(heads, width, width) for own in learned])
+            else:
+                bias = bias[None]
+            if last:
+                query, bias, x = query[:, -1:], bias[:, -1:], x[:, -1:]
+            weights = torch.baddbmm(bias, query, key.transpose(1, 2)).softmax(-1)
+            mixed = torch.bmm(weights, value).view(num_members, heads, asked, size).transpose(1, 2)
+            attended = torch.bmm(mixed.reshape(num_members, asked, dim), out)
+            x = torch.addcmul(x, attended, torch.baddbmm(gate_bias, x, gate).sigmoid_())
+            hidden, opened = torch.baddbmm(up_bias, F.layer_norm(x, (dim,)), up).chunk(2, -1)
+            fed = torch.bmm(F.silu(opened).mul_(hidden), down)
+            return torch.addcmul(x, fed, torch.baddbmm(feed_bias, x, feed).sigmoid_())
+
+        return layer
+
+
+def _behind_norm(pairs: Sequence[tuple[nn.LayerNorm, nn.Linear]]) -> tuple[Tensor, Tensor]:
+    """Weights and biases of linear maps after a norm, with the norm's own weight and bias taken in."""
+    weights = stack((linear.weight * norm.weight).T for norm, linear in pairs)
+    return weights, stack(linear.weight @ norm.bias for norm, linear in pairs)[:, None]

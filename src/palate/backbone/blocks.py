@@ -5,6 +5,7 @@ two events lie apart, in places and in time (Raffel et al., T5, 2020, arXiv:1910
 arXiv:2402.17152).
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -69,6 +70,32 @@ def classify_time(seconds: Float64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]
     """Class of a span of time ≥ 0, 0 to NUM_TIME_CLASSES − 1."""
     classes = (torch.log1p(seconds) / 0.833).long()
     return classes.clamp_(0, NUM_TIME_CLASSES - 1)
+
+
+Stacked = Callable[[Float[Tensor, "member position dim"], Pairs, bool], Float[Tensor, "member position dim"]]
+"""Blocks of several members over one person each: states, pairs, and whether the last position alone is asked for."""
+
+
+class Block(nn.Module):
+    """A flavour of the sequence side; subclasses map states and pairs to the states of the next layer."""
+
+    @classmethod
+    def stacked(cls, blocks: Sequence["Block"]) -> Stacked:
+        """The same layer of several members, for one person without dropout; a flavour may do better than one by one.
+
+        Weights may be copied: they must not change afterwards.
+        """
+
+        def layer(x: Tensor, pairs: Pairs, last: bool) -> Tensor:
+            states = torch.cat([block(part[None], pairs) for block, part in zip(blocks, x, strict=True)])
+            return states[:, -1:] if last else states
+
+        return layer
+
+
+def stack(weights: Iterable[Tensor]) -> Tensor:
+    """Weights of several members along a first axis."""
+    return torch.stack([weight.detach() for weight in weights])
 
 
 class PairBias(nn.Module):

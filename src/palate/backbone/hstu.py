@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from palate.backbone.blocks import BlockConfig, PairBias, Pairs
+from palate.backbone.blocks import Block, BlockConfig, PairBias, Pairs
 from palate.backbone.dropout import Dropout
 
 
-class HSTUBlock(nn.Module):
+class HSTUBlock(Block):
     """One HSTU layer; the division by n uses the longest sequence, so that a state does not depend on its batch."""
 
     def __init__(self, config: BlockConfig) -> None:

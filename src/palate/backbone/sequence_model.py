@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from palate.backbone.attention import AttentionBlock
 from palate.backbone.batches import Batch
-from palate.backbone.blocks import NUM_TIME_CLASSES, BlockConfig, Pairs, classify_time, make_pairs
+from palate.backbone.blocks import NUM_TIME_CLASSES, Block, BlockConfig, Pairs, classify_time, make_pairs
 from palate.backbone.dropout import Dropout
 from palate.backbone.heads import HEADS, check_columns
 from palate.backbone.hstu import HSTUBlock
@@ -29,10 +29,10 @@ from palate.backbone.next_item import LOSSES, LossConfig, Positions, make_sample
 from palate.backbone.semantic_ids import Codes
 from palate.errors import ConfigError, DataError
 
-BLOCKS: Mapping[str, Callable[[BlockConfig], nn.Module]] = {"attention": AttentionBlock, "hstu": HSTUBlock}
+BLOCKS: Mapping[str, Callable[[BlockConfig], Block]] = {"attention": AttentionBlock, "hstu": HSTUBlock}
 """Flavours of the sequence side."""
 
-_HOUR, _DAY = 3600, 86_400
+HOUR, DAY = 3600, 86_400
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,7 @@ class SequenceModel(nn.Module):
             total = total + self.value(_needed(batch.values, "values")[..., None])
         if self.visit is not None:
             seconds, following = _needed(batch.seconds, "seconds"), _needed(batch.next_seconds, "seconds")
-            another = following[:, 1:] - seconds > _HOUR * self.config.visit_gap
+            another = following[:, 1:] - seconds > HOUR * self.config.visit_gap
             total = total + another[..., None] * self.visit
         if self.gap is not None or self.hour is not None:
             seconds = _needed(batch.seconds, "seconds")
@@ -258,8 +258,8 @@ class SequenceModel(nn.Module):
                 total = total + embedding(classify_time(gaps), self.gap)
             if self.hour is not None:
                 assert self.weekday is not None
-                total = total + embedding((seconds // _HOUR % 24).long(), self.hour)
-                total = total + embedding((seconds // _DAY % 7).long(), self.weekday)
+                total = total + embedding((seconds // HOUR % 24).long(), self.hour)
+                total = total + embedding((seconds // DAY % 7).long(), self.weekday)
         return total
 
     def _pairs(self, batch: Batch) -> Pairs:

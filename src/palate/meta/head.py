@@ -38,6 +38,8 @@ _RETURN_START = {"state": -1.2, "evidence": 2.1}
 _POPULARITY_START = 0.5
 _TEMPERING_START = (-0.3, 0.2)
 _EPSILON = 1e-6
+_START = "start."
+"""What the learner starts from, among the fast weights."""
 
 
 class Profile(NamedTuple):
@@ -89,6 +91,8 @@ class Head(NamedTuple):
     """The head's and the learner's parameters before meta-training; deterministic."""
     prepare: Callable[[Params, Float[Tensor, "user profile"]], Params]
     """What the learner fits on the training people's profiles before meta-training."""
+    begin: Callable[[Params, Float[Tensor, "profile"]], Fast]
+    """What `adapt` reads of the prior; enough to adapt from, and not to score with."""
     prior: Callable[[Params, Profile], Fast]
     adapt: Callable[[Params, Fast, Support], Fast]
     score: Callable[[Params, Fast, Items], Float[Tensor, "item"]]
@@ -157,6 +161,9 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
         fitted = core.prepare(core_params(params), profiles, None)
         return {**params, **{_shown(name): value for name, value in fitted.items() if name != "model.weight"}}
 
+    def started(fast: Fast) -> Fast:
+        return {name[len(_START) :]: value for name, value in fast.items() if name.startswith(_START)}
+
     def scale_of(params: Params, count: Tensor) -> Tensor:
         scale = prior_deviation(params, count)
         # NOTE: what such a learner learned about one feature is wrong where a new fit gives the feature another sense.
@@ -173,19 +180,23 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
             "delta": gates[1] * delta / _spread(delta, params["fixed.feature_covariance"]),
             "prior": mean,
             "popularity": params["popularity"],
-            **{f"start.{name}": value for name, value in start.items()},
+            **{_START + name: value for name, value in start.items()},
         }
 
+    def begin(params: Params, profile: Tensor) -> Fast:
+        mean = (params["prior.bias"] + profile @ params["prior.profile"]) * params["fixed.has_prior"]
+        start = core.prior(core_params(params), profile)
+        return {"prior": mean, **{_START + name: value for name, value in start.items()}}
+
     def prior(params: Params, profile: Profile) -> Fast:
-        mean = (params["prior.bias"] + profile.features @ params["prior.profile"]) * params["fixed.has_prior"]
-        start = core.prior(core_params(params), profile.features)
-        never = mean.new_zeros(())
-        return compose(params, start, profile.state, mean, start["weight"], never, never)
+        fast = begin(params, profile.features)
+        never, start = fast["prior"].new_zeros(()), started(fast)
+        return compose(params, start, profile.state, fast["prior"], start["weight"], never, never)
 
     def adapt(params: Params, fast: Fast, support: Support) -> Fast:
         count = (support.weight > 0).sum().to(support.weight)
         mean = fast["prior"]
-        start = {name[len("start.") :]: value for name, value in fast.items() if name.startswith("start.")}
+        start = started(fast)
         rows = support.features * scale_of(params, count)
         inputs = torch.cat([rows, (support.features @ mean)[:, None]], 1)
         kind = torch.zeros_like(support.weight, dtype=torch.int64)
@@ -203,7 +214,7 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
         fast = adapt(params, prior(params, profile), support)
         return ranking_loss(score(params, fast, query.items), query.relevant, query.allowed)
 
-    return Head(params, prepare, prior, adapt, score, loss)
+    return Head(params, prepare, begin, prior, adapt, score, loss)
 
 
 def metric(params: Params) -> Float[Tensor, "feature"]:

@@ -32,3 +32,15 @@ def make_supports(
         mask[row, :length] = 1.0
     returning = torch.tensor([float(history.returning) for history in histories])
     return Support(features[items] * mask[..., None], target, mask, states, returning)
+
+
+def make_support(history: History, features: Float[Tensor, "item feature"], state: Float[Tensor, "dim"]) -> Support:
+    """One person's support, without the cost of padding."""
+    items = np.concatenate([history.items, history.refused])
+    if not len(items):
+        [nothing] = zip(*make_supports([history], features, state[None]), strict=True)
+        return Support(*nothing)
+    target = torch.ones(len(items))
+    target[len(history.items) :] = -1.0
+    returning = torch.tensor(float(history.returning))
+    return Support(features[torch.from_numpy(items)], target, torch.ones(len(items)), state, returning)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from palate.backbone.batches import inputs
 from palate.backbone.ensemble import Ensemble
+from palate.backbone.reader import Reader
 from palate.config import Config
 from palate.data.catalog import Catalog
 from palate.data.episodes import EMPTY_HISTORY, History, build_histories
@@ -25,10 +26,10 @@ from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeEncoder
 from palate.errors import ConfigError, DataError, ModelError
 from palate.meta.evidence import FeatureSpace, Rotation
-from palate.meta.head import Head, Items, Profile, Support, make_head, metric, search_query, search_rows
+from palate.meta.head import Head, Items, Profile, make_head, metric, search_query, search_rows
 from palate.meta.item_tasks import ItemPosterior, popularity_of, since_training, warm_rows
 from palate.meta.learner import Fast, Params
-from palate.meta.tasks import make_supports
+from palate.meta.tasks import make_support, make_supports
 from palate.meta.training import score_supports
 from palate.metrics import NO_ITEM, top_k
 from palate.recommend.content import encode_content
@@ -460,26 +461,15 @@ class Recommender:
         read = inputs(from_histories(histories), self.config.model.max_events, returning=returning)
         return self.backbone.last_states(read._replace(profiles=profiles), self.items.vectors[:, :-1])
 
-    def _before_and_after(
-        self, history: History, profile: Float[Tensor, "profile"]
-    ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
-        """The states before the first event and after the last; one reading gives both, if it begins at the first."""
-        length, most = len(history.items), self.config.model.max_events
-        if length > most:
-            before, after = self._states([EMPTY_HISTORY, history], profile.expand(2, -1))
-            return before, after
-        read = inputs(from_histories([history]), most, returning=np.array([history.returning]))
-        read = read._replace(profiles=profile[None])
-        [states] = self.backbone.states(read, self.items.vectors[:, :-1])
-        return states[0], states[length]
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(self.backbone)
 
     def _adapt_one(self, history: History, profile: Float[Tensor, "profile"]) -> Fast:
         """`score_many` for one person, without the cost of vectorising."""
-        before, after = self._before_and_after(history, profile)
-        recent = history.tail(self.config.model.max_events)
-        support = make_supports([recent], self.items.features, after[None])
-        fast = self._head.prior(self.params, Profile(profile, before))
-        return self._head.adapt(self.params, fast, Support(*(value[0] for value in support)))
+        state = self._reader.state(history, profile, self.items.vectors[:, :-1])
+        support = make_support(history.tail(self.config.model.max_events), self.items.features, state)
+        return self._head.adapt(self.params, self._head.begin(self.params, profile), support)
 
     def _read(
         self, events: "str | pl.DataFrame | Sequence[str]", profile: Mapping[str, object] | None
@@ -540,7 +530,7 @@ class Recommender:
 def _begun(history: History, place: int) -> History:
     """A history or, every other time, its first events: what people ask moves as they go on."""
     length = len(history.items) if place % 2 else place // 2 % _FIRST
-    return history._replace(items=history.items[:length], times=history.times[:length])
+    return history.head(length)
 
 
 def _joined(first: Items, second: Items) -> Items:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from palate.data.episodes import History
-from palate.meta.tasks import make_supports
+from palate.meta.tasks import make_support
 from palate.recommend import State
 from palate.recommend.diversity import diversify
 from palate.recommend.explore import Belief, ExploreConfig, belief_of, explore
@@ -122,11 +122,11 @@ def _belief(shelf: Shelf, history: History) -> Belief:
     """What is not known of a person after the events that they were adapted to."""
     model = shelf.model
     recent = history.tail(model.config.model.max_events)
-    nothing = torch.zeros(1, model.items.vectors.shape[1] - 1)  # the posterior does not look at the state
-    support = make_supports([recent], model.items.features, nothing)
+    nothing = torch.zeros(model.items.vectors.shape[1] - 1)  # the posterior does not look at the state
+    support = make_support(recent, model.items.features, nothing)
     return belief_of(
         model.config.meta.learner,
         model.config.learner,
         model.params,
-        support._replace(**{name: value[0] for name, value in support._asdict().items()}),
+        support,
     )
