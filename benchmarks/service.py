@@ -138,7 +138,7 @@ async def pairs(pool: Pool, items: list[str], rate: float, seconds: float, num_p
             both.append(end - at)
             first.append(middle - at)
             second.append(end - middle)
-            unseen += item.encode() in body.split(b'"because"')[0]
+            unseen += f'"item_id":"{item}"'.encode() in body.replace(b": ", b":")
 
     await schedule(rate, 3.0, work)  # warm
     for values in (both, first, second):

@@ -230,7 +230,7 @@ class Recommender:
 
     def directions(self, places: Int64[np.ndarray, "place"]) -> Float[np.ndarray, "place feature"]:
         """Items as unit vectors in the metric that the learner has learned: how alike two are is their product."""
-        rows = self.items.features[torch.from_numpy(places)] * metric(self.params)
+        rows = self.items.features[torch.from_numpy(places)] * self._metric
         return np.asarray(torch.nn.functional.normalize(rows, dim=1).numpy())
 
     def reasons(self, state: State, places: Int64[np.ndarray, "place"]) -> list[tuple[str, str | None]]:
@@ -241,7 +241,8 @@ class Recommender:
         recent = state.history.tail(self.config.model.max_events).items
         if len(recent) == 0:
             return [("popular with people like you", None)] * len(places)
-        cosine = self.directions(places) @ self.directions(recent).T
+        directions = self.directions(np.concatenate([places, recent]))
+        cosine = directions[: len(places)] @ directions[len(places) :].T
         return [
             (f"goes with {self.titles[recent[event]]}", self.vocabulary.ids[recent[event]])
             if value > _NEAR
@@ -432,9 +433,13 @@ class Recommender:
         return make_head(self.config.meta.learner, num_features, num_profile, self.config.learner)
 
     @cached_property
+    def _metric(self) -> Float[Tensor, "feature"]:
+        return metric(self.params)
+
+    @cached_property
     def _directions(self) -> Float[Tensor, "item feature"]:
         """Items as unit vectors in the head's metric."""
-        return torch.nn.functional.normalize(self.items.features * metric(self.params), dim=1)
+        return torch.nn.functional.normalize(self.items.features * self._metric, dim=1)
 
     @cached_property
     def _index(self) -> Index:

@@ -1,5 +1,6 @@
 """`palate serve`: open the home, serve it from one process or several, stop together."""
 
+import gc
 import multiprocessing
 import signal
 import socket
@@ -90,6 +91,10 @@ def _work(what: Launch, bound: socket.socket | None, say: Say) -> None:
             store, what.home, what.system, trainer=trainer, policy=what.retrain, shared=store.dialect != "sqlite"
         )
         system.start()
+        # What was loaded stays: a full collection would go through all of it, a tenth of a second in which nothing
+        # is answered.
+        gc.collect()
+        gc.freeze()
         try:
             yield system
         finally:

@@ -68,7 +68,7 @@ def encode_profile(shelf: Shelf, attributes: Mapping[str, Value]) -> tuple[Float
         for column in shelf.model.profile_encoder.columns
         if (value := attributes.get(column.name)) is not None and kind_of(value) == kinds[column.kind]
     }
-    return shelf.model.encode_profile(read), bool(read)
+    return shelf.profile(tuple(read.items())), bool(read)
 
 
 def make_list(

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
 from palate.data.catalog import TEXT_NAMES, Catalog
 from palate.errors import DataError
@@ -21,6 +22,7 @@ from palate.service.contract import Condition, Filter, Value
 
 _FILTERS_KEPT = 256
 """Filters whose answers are kept for a shelf: shops ask the same few again and again."""
+_PROFILES_KEPT = 10_000
 
 
 class Item(NamedTuple):
@@ -44,6 +46,7 @@ class Shelf:
     token: object = field(default_factory=object)
     """Tells this shelf from all others without keeping it alive."""
     _masks: dict[Filter, Bool[np.ndarray, "item"]] = field(default_factory=dict)
+    _profiles: dict[tuple[tuple[str, Value], ...], Float[Tensor, "profile"]] = field(default_factory=dict)
 
     @cached_property
     def number_of(self) -> Mapping[str, int]:
@@ -69,6 +72,16 @@ class Shelf:
             for name, value in item.attributes.items():
                 if value is not None and name not in found:
                     found[name] = kind_of(value)
+        return found
+
+    def profile(self, read: tuple[tuple[str, Value], ...]) -> Float[Tensor, "profile"]:
+        """What the model makes of attributes that it reads; many people have the same."""
+        found = self._profiles.get(read)
+        if found is None:
+            found = self.model.encode_profile(dict(read))
+            if len(self._profiles) >= _PROFILES_KEPT:
+                self._profiles.clear()
+            self._profiles[read] = found
         return found
 
     def title(self, number: int) -> str:

@@ -1,9 +1,10 @@
 """People: their attributes, and the cursor of their events."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, func, select, update
+from sqlalchemy import Connection, Select, bindparam, func, select, update
 
 from palate.store.append import APPENDERS
 from palate.store.attributes import Value, merged
@@ -57,10 +58,15 @@ def upsert(connection: Connection, changes: Sequence[PersonChange], now: float) 
 
 def read(connection: Connection, user_ids: Sequence[str]) -> dict[str, StoredPerson]:
     """Return those of some people that are known, by id."""
-    appender = APPENDERS[connection.dialect.name]
-    query = _PEOPLE.where(appender.among(people.c.user_id, "wanted"))
-    rows = connection.execute(query, {"wanted": appender.pack(list(user_ids))})
+    dialect = connection.dialect.name
+    rows = connection.execute(_among(dialect), {"wanted": APPENDERS[dialect].pack(list(user_ids))})
     return {row.user_id: StoredPerson(*row) for row in rows}
+
+
+@cache
+def _among(dialect: str) -> Select[Any]:
+    """Made once: SQLAlchemy takes longer to recognise a statement that is made anew than SQLite to answer it."""
+    return _PEOPLE.where(APPENDERS[dialect].among(people.c.user_id, "wanted"))
 
 
 def read_all(connection: Connection) -> list[StoredPerson]:

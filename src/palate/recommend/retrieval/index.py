@@ -23,6 +23,9 @@ from palate.recommend.retrieval.settings import RetrievalConfig
 _MANY = 256
 """Up to so many excluded items are fetched in addition and dropped; more become a filter."""
 
+_PAIRS = 65_536
+"""Up to so many pairs of rows are compared each with each: sorting them takes longer."""
+
 
 class Found(NamedTuple):
     """The best items of each query, best first."""
@@ -211,4 +214,7 @@ class Index:
 
 
 def _without(rows: Int64[np.ndarray, "candidate"], dropped: Int64[np.ndarray, "dropped"]) -> Int64[np.ndarray, "kept"]:
-    return rows[~np.isin(rows, dropped)] if len(dropped) else rows
+    if len(rows) * len(dropped) <= _PAIRS:
+        kept: Int64[np.ndarray, "kept"] = rows[(rows[:, None] != dropped).all(1)]
+        return kept
+    return rows[~np.isin(rows, dropped)]
