@@ -37,7 +37,8 @@ _RETURN_START = {"state": -1.2, "evidence": 2.1}
 """Added before the softplus where the list is for another visit: the last basket says little of the next one."""
 _POPULARITY_START = 0.5
 _TEMPERING_START = (-0.3, 0.2)
-_EPSILON = 1e-6
+EPSILON = 1e-6
+"""Added to a variance before its root is taken."""
 _START = "start."
 """What the learner starts from, among the fast weights."""
 
@@ -172,7 +173,7 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
     def compose(
         params: Params, start: Fast, state: Tensor, mean: Tensor, moved: Tensor, count: Tensor, returning: Tensor
     ) -> Fast:
-        gates = F.softplus(params["gates"] @ _gate_inputs(count, returning))
+        gates = F.softplus(params["gates"] @ gate_inputs(count, returning))
         query = torch.cat([state, state.new_ones(1)])
         delta = scale_of(params, count) * moved
         return {
@@ -243,11 +244,11 @@ def _shown(name: str) -> str:
     return f"fixed.learner.{name[len('fixed.') :]}" if name.startswith("fixed.") else f"learner.{name}"
 
 
-def _gate_inputs(count: Float[Tensor, ""], returning: Float[Tensor, ""]) -> Float[Tensor, "input"]:
+def gate_inputs(count: Float[Tensor, ""], returning: Float[Tensor, ""]) -> Float[Tensor, "input"]:
     """Support size as [1, n = 0, log(1 + n), 1/(1 + n)], and whether the list is for another visit."""
     return torch.stack([torch.ones_like(count), (count == 0).to(count), count.log1p(), 1 / (1 + count), returning])
 
 
 def _spread(query: Float[Tensor, "feature"], covariance: Float[Tensor, "feature feature"]) -> Float[Tensor, ""]:
     """Standard deviation of ⟨query, item⟩ over the catalogue; positive, so that an all-zero query stays zero."""
-    return (query @ covariance @ query + _EPSILON).sqrt()
+    return (query @ covariance @ query + EPSILON).sqrt()

@@ -9,8 +9,9 @@ shared ones are an ordinary forward pass.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Float32, Int64, Shaped
 from torch import Tensor
 from torch.func import vmap
 
@@ -71,6 +72,10 @@ class Learner(NamedTuple):
     loop."""
 
 
+Quick = Callable[[Float32[np.ndarray, "event feature"], Float32[np.ndarray, "event"]], Float32[np.ndarray, "feature"]]
+"""Features and what is left to explain of each target, to the fast weights."""
+
+
 class LearnerEntry(NamedTuple):
     """One line of the table: the settings and the way to build the learner from a model."""
 
@@ -80,6 +85,9 @@ class LearnerEntry(NamedTuple):
     """(model, objective, config, length of a profile)."""
     by_feature: bool = False
     """Whether it learns something of its own about single features, beyond their scale and where the weights start."""
+    quick: Callable[[Any, Mapping[str, np.ndarray]], "Quick | None"] | None = None
+    """(config, own parameters): `adapt` of `linear_model` for one task of which every event counts 1, in numpy, if the
+    config allows it. See `palate.meta.adapter`."""
 
 
 def make_events(

@@ -51,7 +51,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 from scipy.linalg import solve_triangular  # type: ignore[import-untyped]
 
 from palate.errors import ConfigError, NumericalError
-from palate.meta.head import _EPSILON, Support, _gate_inputs, prior_deviation
+from palate.meta.head import EPSILON, Support, gate_inputs, prior_deviation
 from palate.meta.learner import Params
 from palate.meta.ridge import deviation
 from palate.meta.table import read_settings
@@ -201,8 +201,8 @@ def belief_of(learner: str, settings: Mapping[str, Any], params: Params, support
         scale = scale * own
         root = support.weight[real].sqrt()
         rows = (support.features[real] * scale * root[:, None]).numpy()
-        spread = (params["fixed.feature_covariance"].diagonal() @ scale.square() + _EPSILON).sqrt()
-        gate = F.softplus(params["gates"] @ _gate_inputs(count, support.returning))[1]
+        spread = (params["fixed.feature_covariance"].diagonal() @ scale.square() + EPSILON).sqrt()
+        gate = F.softplus(params["gates"] @ gate_inputs(count, support.returning))[1]
         unit = float(gate / spread)
     if not (math.isfinite(unit) and np.isfinite(rows).all() and np.isfinite(scale.numpy()).all()):
         raise NumericalError(f"posterior of {len(rows)} events: not finite; are all features and weights finite?")

@@ -25,6 +25,7 @@ from palate.data.times import parse_time
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeEncoder
 from palate.errors import ConfigError, DataError, ModelError
+from palate.meta.adapter import Adapter
 from palate.meta.evidence import FeatureSpace, Rotation
 from palate.meta.head import Head, Items, Profile, make_head, metric, search_query, search_rows
 from palate.meta.item_tasks import ItemPosterior, popularity_of, since_training, warm_rows
@@ -467,6 +468,10 @@ class Recommender:
         return self.backbone.last_states(read._replace(profiles=profiles), self.items.vectors[:, :-1])
 
     @cached_property
+    def _adapter(self) -> Adapter:
+        return Adapter(self.config.meta.learner, self.config.learner, self.params)
+
+    @cached_property
     def _reader(self) -> Reader:
         return Reader(self.backbone)
 
@@ -474,7 +479,7 @@ class Recommender:
         """`score_many` for one person, without the cost of vectorising."""
         state = self._reader.state(history, profile, self.items.vectors[:, :-1])
         support = make_support(history.tail(self.config.model.max_events), self.items.features, state)
-        return self._head.adapt(self.params, self._head.begin(self.params, profile), support)
+        return self._adapter.adapt(profile, support)
 
     def _read(
         self, events: "str | pl.DataFrame | Sequence[str]", profile: Mapping[str, object] | None
