@@ -23,8 +23,9 @@ from palate.recommend import Recommender
 
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
-from service import Pool, pairs  # noqa: E402
-from service_kills import Service, make_home  # noqa: E402
+from service_kills import Service, make_home
+
+from service import Pool, pairs
 
 _EVERY = 10.0
 
