@@ -35,7 +35,8 @@ _GATHER_SHARE = 0.1
 _OUT = np.float32(-3e38)
 """Score of a row that is not asked for; vectors are below 1e15 in size, so that no score comes near."""
 _BLOCKS = (64, 16)
-_STEP = 65_536
+_STEP = 2_048
+"""Rows that are rounded at once; arrays for all, whose pages are new each time, take ten times as long."""
 
 
 class ExactScan:
@@ -48,7 +49,7 @@ class ExactScan:
         self._words = np.empty((0, -(-vectors.shape[1] // _WORD)), np.int64)
         self._scales = np.empty(0, np.float32)
         self._biases = np.empty(0, np.float32)
-        size = np.sqrt(np.square(vectors, dtype=np.float64).mean(0)) if len(vectors) else np.ones(vectors.shape[1])
+        size = np.sqrt(np.einsum("ij,ij->j", vectors, vectors, dtype=np.float64) / max(len(vectors), 1))
         self._columns = np.sqrt(np.where(size > 0, size, 1.0))
         self._code_norm = self._residual = 0.0
         self.extend(vectors, biases)
