@@ -10,6 +10,7 @@ answer has to be exactly what its model would have said, and a rollback may take
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -22,6 +23,9 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from palate.client import Client, Event
 from palate.errors import PalateError
@@ -119,20 +123,23 @@ def promotions(home: Home, model: Recommender, cycles: int, seed: int = 0) -> st
     rng = random.Random(seed)
     moved = 0
     before = None
+    store = Store.open(home.database)
+    start = time.perf_counter()
+    promote(store, home, model, "e" * 16)
+    once = time.perf_counter() - start
+    store.close()
+    # A process that has used its threads cannot be forked; this one forks from a server that has only imported.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["palate.service.opening"])
     for cycle in range(cycles):
-        child = os.fork()
-        if child == 0:
-            with suppress(BaseException):
-                store = Store.open(home.database)
-                for number in range(1000):
-                    name = f"{cycle:08x}{number:08x}"
-                    register(store, home, replace(model, model_id=name), {})
-                    with store.write() as connection:
-                        registry.promote(connection, name, time.time())
-            os._exit(0)
-        time.sleep(rng.uniform(0.0, 0.6))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        begun = context.Event()
+        child = context.Process(target=promote_on, args=(home.folder, cycle, begun))
+        child.start()
+        assert begun.wait(60), "the process that promotes did not begin"
+        time.sleep(rng.uniform(0.0, 3.0) * once)
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, f"the process that promotes ended with {child.exitcode}"
         store = Store.open(home.database)
         with store.read() as connection:
             pointers = registry.current(connection)
@@ -150,7 +157,30 @@ def promotions(home: Home, model: Recommender, cycles: int, seed: int = 0) -> st
         for folder in home.models.iterdir():
             if folder.name not in (before, pointers.previous):
                 subprocess.run(["rm", "-rf", str(folder)], check=True)
+    assert moved > cycles / 4, f"the pointer moved in {moved} of {cycles} cycles: the kills came too early"
     return f"{cycles} kills during promotion, pointer moved in {moved}: always a complete model"
+
+
+def promote(store: Store, home: Home, model: Recommender, name: str) -> None:
+    """Write, register and promote a model under another name."""
+    register(store, home, replace(model, model_id=name), {})
+    with store.write() as connection:
+        registry.promote(connection, name, time.time())
+
+
+def promote_on(folder: Path, cycle: int, begun: Any) -> None:
+    """Register and promote one model after the other until death."""
+    torch.set_num_threads(1)
+    home = Home(folder)
+    store = Store.open(home.database)
+    with store.read() as connection:
+        pointers = registry.current(connection)
+    assert pointers.served is not None
+    model = load_model(store, home, pointers.served.model_id)
+    promote(store, home, model, f"{cycle:08x}{0:08x}")  # the first takes longer than all others
+    begun.set()
+    for number in range(1, 1_000_000):
+        promote(store, home, model, f"{cycle:08x}{number:08x}")
 
 
 def swaps(home: Home, key: str, model: Recommender, number: int) -> str:
