@@ -143,7 +143,8 @@ def test_names_of_another_shape_are_refused(folder: Path, content: str) -> None:
     ("manifest", "said"),
     [
         ('{"format": 1, "sha256": {}}', "written in format 1, this version reads 4; train it again"),
-        ('{"format": 4, "sha256": {}}', "differs from what was saved"),
+        ('{"format": 4, "sha256": {}}', "lists other files than a model has"),
+        ('{"format": 4, "sha256": {"notes.txt": ""}}', "lists other files than a model has"),
         ('{"format": 4, "sha256": [1]}', "unreadable"),
         ('{"format": 4}', "unreadable"),
         ("[]", "unreadable"),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -405,26 +406,35 @@ class Recommender:
             raise DataError(f"profile {given} has a value of the wrong type; expected {expected}") from None
         return torch.from_numpy(self.profile_encoder.transform(row)[0])
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, signer: Ed25519PrivateKey | None = None) -> None:
         """Write the model folder: complete or not at all; see `palate.recommend.storage`.
+
+        Args:
+            folder: where; a model that is there is replaced.
+            signer: the key to sign it with; None: it is verified by its hashes alone.
 
         Raises:
             ModelError: the folder cannot be written.
         """
         from palate.recommend.storage import save_recommender
 
-        save_recommender(self, Path(folder))
+        save_recommender(self, Path(folder), signer)
 
     @staticmethod
-    def load(folder: str | Path) -> "Recommender":
+    def load(folder: str | Path, trusted: Ed25519PublicKey | None = None) -> "Recommender":
         """Read a model folder.
 
+        Args:
+            folder: what `save` wrote.
+            trusted: the key that must have signed it; None: that the files fit their manifest is enough.
+
         Raises:
-            ModelError: it is missing, incomplete, altered, of another version, or holds a NaN.
+            ModelError: it is missing, incomplete, altered, of another version, holds a NaN, or the trusted key has not
+                signed it.
         """
         from palate.recommend.storage import load_recommender
 
-        return load_recommender(Path(folder))
+        return load_recommender(Path(folder), trusted)
 
     # ---------------------------------------------------------------------------------------------- inside
 

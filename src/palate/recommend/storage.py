@@ -1,7 +1,7 @@
 """Model folders: safetensors for every number, JSON for every name, a manifest with the hash of each file.
 
 A folder is written under another name, synced and renamed, so it is complete or absent; on reading, every file's
-hash is checked, and nothing is executed.
+hash is checked, and nothing is executed. It may be signed: who trusts one key alone reads what that key vouches for.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -28,12 +29,12 @@ from palate.errors import ModelError, PalateError
 from palate.meta.evidence import FeatureSpace, Rotation
 from palate.meta.head import Items
 from palate.meta.item_tasks import ItemPosterior
+from palate.recommend.signing import MANIFEST, SIGNATURE, verify
 
 if TYPE_CHECKING:
     from palate.recommend.recommender import Recommender
 
 FORMAT = 4
-_MANIFEST = "manifest.json"
 _FILES = ("model.safetensors", "people.safetensors", "vocabulary.json", "model.json")
 
 
@@ -42,13 +43,18 @@ def identify(recommender: "Recommender") -> str:
     return hashlib.sha256(save(_weights(recommender))).hexdigest()[:16]
 
 
-def save_recommender(recommender: "Recommender", folder: Path) -> None:
+def save_recommender(recommender: "Recommender", folder: Path, signer: Ed25519PrivateKey | None = None) -> None:
     """Write a model folder; one that is there already is replaced only when the new one is complete.
+
+    Args:
+        recommender: what to write.
+        folder: where.
+        signer: signs the manifest, and so every file; None: the folder is unsigned.
 
     Raises:
         ModelError: the folder cannot be written, or holds something else than a model.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / _MANIFEST).exists())):
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).exists())):
         raise ModelError(f"{folder}: exists and is no model folder; choose another name")
     names = {
         "format": FORMAT,
@@ -76,7 +82,9 @@ def save_recommender(recommender: "Recommender", folder: Path) -> None:
         )
     )
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    contents[_MANIFEST] = json.dumps({"format": FORMAT, "sha256": hashes}, indent=2).encode()
+    contents[MANIFEST] = json.dumps({"format": FORMAT, "sha256": hashes}, indent=2).encode()
+    if signer is not None:
+        contents[SIGNATURE] = signer.sign(contents[MANIFEST])
     folder = folder.resolve()  # "." has no name beside which to write, and of a link the target is replaced
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -100,13 +108,18 @@ def save_recommender(recommender: "Recommender", folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def load_recommender(folder: Path) -> "Recommender":
+def load_recommender(folder: Path, trusted: Ed25519PublicKey | None = None) -> "Recommender":
     """Read a model folder.
 
+    Args:
+        folder: what `save_recommender` wrote.
+        trusted: the key whose signature is asked for; None: that the files fit their manifest is enough.
+
     Raises:
-        ModelError: it is missing, incomplete, altered, of another version, or holds a NaN.
+        ModelError: it is missing, incomplete, altered, of another version, holds a NaN, or the trusted key has not
+            signed it.
     """
-    contents = _read_verified(folder)
+    contents = _read_verified(folder, trusted)
     try:
         tensors = load(contents["model.safetensors"])
         people = load(contents["people.safetensors"])
@@ -171,24 +184,39 @@ def _people(recommender: "Recommender") -> dict[str, Tensor]:
     }
 
 
-def _read_verified(folder: Path) -> dict[str, bytes]:
+def _read_verified(folder: Path, trusted: Ed25519PublicKey | None) -> dict[str, bytes]:
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such model folder; train one with `palate train` or `palate demo`")
     try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        content = (folder / MANIFEST).read_bytes()
+        if trusted is not None:
+            _refuse_untrusted(folder, content, trusted)
+        manifest = json.loads(content)
         version, hashes = manifest["format"], dict(manifest["sha256"])
         if version != FORMAT:
             raise ModelError(f"{folder}: written in format {version}, this version reads {FORMAT}; train it again")
+        if set(manifest) != {"format", "sha256"} or set(hashes) != set(_FILES):
+            raise ModelError(f"{folder}/{MANIFEST}: lists other files than a model has; restore it or train again")
         contents = {name: (folder / name).read_bytes() for name in _FILES}
     except FileNotFoundError as error:
         name = Path(str(error.filename)).name
         raise ModelError(f"{folder}: {name} is missing, so this is no complete model; train it again") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder}/{_MANIFEST}: unreadable ({str(error).splitlines()[0]}); train it again") from None
+        raise ModelError(f"{folder}/{MANIFEST}: unreadable ({str(error).splitlines()[0]}); train it again") from None
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != hashes.get(name):
             raise ModelError(f"{folder}/{name}: differs from what was saved (SHA-256); restore it or train again")
     return contents
+
+
+def _refuse_untrusted(folder: Path, manifest: bytes, trusted: Ed25519PublicKey) -> None:
+    """Refuse a folder that the key has not signed, or that holds more than it signed."""
+    signature = folder / SIGNATURE
+    verify(manifest, signature.read_bytes() if signature.exists() else None, trusted, folder)
+    # Hidden names are a file system's own (.nfs…, .DS_Store), come by themselves and are never read.
+    more = {path.name for path in folder.iterdir() if not path.name.startswith(".")} - {*_FILES, MANIFEST, SIGNATURE}
+    if more:
+        raise ModelError(f"{folder}: {min(more)!r} is no part of the signed model; take it out of the folder")
 
 
 def _refuse_non_finite(tensors: Mapping[str, Tensor], file: Path) -> None:
