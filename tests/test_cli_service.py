@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -103,6 +104,11 @@ def test_from_the_first_start_to_a_restored_backup(served: Served, home: Path, t
     assert json.loads(run("remote", "erase", "visitor", *access))["status"] == "done"
     run("remote", "user", "visitor", *access, code=2)
 
+    assert stat.S_IMODE((home / "signing.key").stat().st_mode) == 0o600
+    secret = "".join((home / "signing.key").read_text().splitlines()[1:-1])
+    assert secret.encode() not in file.read_bytes()
+    assert secret not in " ".join(served.said)
+
     # A second service in the same home is refused in one line; so is a restore while the first one runs.
     other = Served(home)
     assert other.end() == 2
@@ -117,6 +123,19 @@ def test_from_the_first_start_to_a_restored_backup(served: Served, home: Path, t
         run("remote", "user", "visitor", *access, code=2)  # in the backup, and erased since
     finally:
         assert again.stop() == 0
+
+    # Another home: the first time with a key that is made for it, later only where that is asked for.
+    other = tmp_path / "other"
+    run("restore", str(file), "--home", str(other), "--json")
+    moved = Served(other)
+    assert moved.stop() == 0, moved.said
+    assert (other / "signing.key").read_bytes() != (home / "signing.key").read_bytes()
+    said = " ".join(run("restore", str(file), "--home", str(other), code=2).split())
+    assert "was not signed with" in said
+    assert "palate restore --sign" in said
+    run("restore", str(file), "--home", str(other), "--sign", "--json")
+    moved = Served(other)
+    assert moved.stop() == 0, moved.said
 
 
 def test_what_cannot_be_done_is_said_in_one_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -408,7 +409,7 @@ def test_a_damaged_model_is_not_promoted(place: Place, model: Recommender) -> No
     (folder / "model.safetensors").write_bytes(bytes(content))
 
     async def work(system: System) -> None:
-        with pytest.raises(ModelError):
+        with pytest.raises(RefusedError, match="could not be opened and verified"):
             await system.promote("e" * 16, 1.0)
         assert (await system.recommend([ListRequest()]))[0].model_id == model.model_id
 
@@ -418,6 +419,65 @@ def test_a_damaged_model_is_not_promoted(place: Place, model: Recommender) -> No
     store.close()
     assert served is not None
     assert served.model_id == model.model_id
+
+
+@pytest.mark.parametrize("damage", ["signed by another", "unsigned", "with a file more"])
+def test_a_model_that_the_home_has_not_signed_never_serves(
+    place: Place, model: Recommender, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not by promotion, and not by a rollback to what served before; the one that serves goes on."""
+    name = other_model(place, model)
+
+    def damaged(model_id: str) -> None:
+        folder = place.home.models / model_id
+        if damage == "signed by another":  # whole, as registered, and even its hashes fit
+            manifest = (folder / "manifest.json").read_bytes()
+            (folder / "manifest.sig").write_bytes(Ed25519PrivateKey.generate().sign(manifest))
+        elif damage == "unsigned":
+            (folder / "manifest.sig").unlink()
+        else:
+            (folder / "more.safetensors").touch()
+
+    signature = (place.home.models / name / "manifest.sig").read_bytes()
+
+    async def promoted(system: System) -> None:
+        damaged(name)
+        for share in (1.0, 0.5):
+            with pytest.raises(RefusedError, match=rf"^model {name} could not be opened[^\n]*log[^\n]*\Z"):
+                await system.promote(name, share)
+        assert (await system.recommend([ListRequest()]))[0].model_id == model.model_id
+        (place.home.models / name / "manifest.sig").write_bytes(signature)
+        (place.home.models / name / "more.safetensors").unlink(missing_ok=True)
+        await system.promote(name, 1.0)
+
+    async def rolled_back(system: System) -> None:
+        damaged(model.model_id)
+        with pytest.raises(RefusedError, match=f"model {model.model_id} could not be opened"):
+            await system.rollback()
+        assert (await system.recommend([ListRequest()]))[0].model_id == name
+        assert {one.status for one in await system.models() if one.model_id == name} == {"served"}
+
+    place.run(promoted)
+    place.run(rolled_back)
+    assert str(place.home.models / name) in caplog.text
+    assert "PRIVATE" not in caplog.text
+
+
+def test_another_processes_promotion_of_an_unsigned_model_is_not_followed(place: Place, model: Recommender) -> None:
+    name = other_model(place, model)
+
+    async def work(system: System) -> None:
+        (place.home.models / name / "manifest.sig").unlink()
+        store = Store.open(place.home.database)
+        with store.write() as connection:
+            registry.promote(connection, name, time.time())
+        store.close()
+        await asyncio.sleep(1.0)
+        assert (await system.recommend([ListRequest()]))[0].model_id == model.model_id
+
+    place.run(work)
+    with pytest.raises(ModelError, match=r"manifest\.sig is missing"):
+        place.run(work)
 
 
 def other_model(place: Place, model: Recommender) -> str:

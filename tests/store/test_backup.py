@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import select, text
 
 from palate.errors import StoreError
+from palate.recommend.signing import make_key, read_key, verify
 from palate.store import NewEvent, Store, Writer, erasure, events, items, jobs, keys, migrations, people, registry
 from palate.store import recommendations as lists
 from palate.store.backup import back_up
@@ -32,10 +33,12 @@ Make = Callable[..., NewEvent]
 
 
 def fill(store: Store, models: Path, event_of: Make) -> None:
-    """Something in every table, and two model folders."""
+    """Something in every table, and two model folders that the home has signed."""
+    key = make_key(models.parent / "signing.key")
     for name in ("m1", "m2"):
         (models / name / "part").mkdir(parents=True)
         (models / name / "manifest.json").write_text(f"of {name}")
+        (models / name / "manifest.sig").write_bytes(key.sign(f"of {name}".encode()))
         (models / name / "part" / "weights.safetensors").write_bytes(os.urandom(5000))
     with store.write() as connection:
         people.upsert(connection, [PersonChange("ann", {"land": "é ☕", "age": 3.5, "new": True})], 1.0)
@@ -95,12 +98,18 @@ def test_a_restore_gives_back_every_row_and_every_file(
         (new_home / "models").mkdir(parents=True)
         where = request.getfixturevalue("postgres_url" if url.startswith("sqlite") else "sqlite_url")
     store.close()
-    restored = restore(tmp_path / "palate.tar", where, new_home / "models", new_home / "erasures.log")
+    key = new_home / "signing.key"
+    restored = restore(tmp_path / "palate.tar", where, new_home / "models", new_home / "erasures.log", key)
     assert (restored.num_models, restored.num_erased) == (2, 0)
     opened = Store.open(where)
     assert content(opened) == before
     assert opened.salt == store.salt
-    assert files(new_home / "models") == models
+    trusted, found = read_key(key).public_key(), files(new_home / "models")
+    for name in ("m1", "m2"):
+        verify(found[f"{name}/manifest.json"], found[f"{name}/manifest.sig"], trusted, name)
+    if target == "other":  # which has a key of its own
+        models |= {name: found[name] for name in models if name.endswith(".sig")}
+    assert found == models
     assert len(erasure.read_log(new_home / "erasures.log")) == 1
     writer = Writer(opened)
     assert writer.append([event_of("a"), event_of("new")]).result(20).positions == [None, 3]
@@ -131,7 +140,7 @@ def test_a_restore_erases_again_who_was_erased_since(url: str, store: Store, hom
     logged = erasure.read_log(log)
     assert len(logged) == 3
     store.close()
-    restored = restore(home / "b.tar", url, home / "models", log)
+    restored = restore(home / "b.tar", url, home / "models", log, home / "signing.key")
     assert restored.num_erased == 1
     with store.read() as connection:
         assert [person.user_id for person in people.read_all(connection)] == ["came back before", "stays"]
@@ -141,7 +150,7 @@ def test_a_restore_erases_again_who_was_erased_since(url: str, store: Store, hom
     # also where the log was lost before it was synced: the database knew
     with store.write() as connection:
         erasure.erase(connection, store.salt, "stays", 9.0)
-    restored = restore(home / "b.tar", url, home / "models", log)
+    restored = restore(home / "b.tar", url, home / "models", log, home / "signing.key")
     assert restored.num_erased == 2
     assert len(erasure.read_log(log)) == 4
 
@@ -156,7 +165,7 @@ def test_no_byte_of_someone_erased_since_stays_in_a_restored_file(home: Path, ev
         erasure.erase(connection, store.salt, "marguerite-3", 6.0)
     erasure.record(store, home / "erasures.log")
     store.close()
-    restore(home.parent / "b.tar", url, home / "models", home / "erasures.log")
+    restore(home.parent / "b.tar", url, home / "models", home / "erasures.log", home / "signing.key")
     assert [name for name, found in files(home).items() if b"marguerite-3" in found] == []
     assert any(b"marguerite-4" in found for found in files(home).values())
 
@@ -184,7 +193,7 @@ def test_a_backup_under_writes_is_one_moment(store: Store, url: str, home: Path,
     thread.join(20)
     writer.close()
     store.close()
-    restore(home / "b.tar", url, home / "models", home / "erasures.log")
+    restore(home / "b.tar", url, home / "models", home / "erasures.log", home / "signing.key")
     with store.read() as connection:
         kept = {one.event.event_id for one in events.read_since(connection, 0, 10**9, 10**9)}
         for person in people.read_all(connection):
@@ -208,7 +217,7 @@ def test_a_backup_of_an_older_schema_is_migrated(
     with store.write() as connection:
         migrations.migrate(connection, "0002")
     store.close()
-    restore(home / "b.tar", url, home / "models", home / "erasures.log")
+    restore(home / "b.tar", url, home / "models", home / "erasures.log", home / "signing.key")
     with store.read() as connection:
         assert migrations.current_revision(connection) == migrations.latest_revision()
     assert content(store) == before
@@ -301,7 +310,7 @@ def test_a_bad_backup_is_refused_before_anything_changes(
         events.append(connection, [event_of("later")], 6.0)
     before, models = content(store), files(tmp_path / "home")
     with pytest.raises(StoreError, match=message):
-        restore(tmp_path / "bad.tar", sqlite_url, home / "models", home / "erasures.log")
+        restore(tmp_path / "bad.tar", sqlite_url, home / "models", home / "erasures.log", home / "signing.key")
     assert content(store) == before
     assert files(tmp_path / "home") == models
     assert not Path("/tmp/evil").exists()
@@ -312,9 +321,9 @@ def test_a_file_that_is_no_tar_is_refused(sqlite_url: str, home: Path, tmp_path:
     for data in (b"", b"not a tar" * 200):
         (tmp_path / "x.tar").write_bytes(data)
         with pytest.raises(StoreError, match=r"not a backup|not a complete backup"):
-            restore(tmp_path / "x.tar", sqlite_url, home / "models", home / "erasures.log")
+            restore(tmp_path / "x.tar", sqlite_url, home / "models", home / "erasures.log", home / "signing.key")
     with pytest.raises(StoreError, match="cannot be read"):
-        restore(tmp_path / "none.tar", sqlite_url, home / "models", home / "erasures.log")
+        restore(tmp_path / "none.tar", sqlite_url, home / "models", home / "erasures.log", home / "signing.key")
 
 
 def test_a_restore_that_fails_leaves_the_database_as_it_was(
@@ -329,7 +338,72 @@ def test_a_restore_that_fails_leaves_the_database_as_it_was(
     double = with_file("tables/states.jsonl", rows + rows)
     repacked(tmp_path / "good.tar", tmp_path / "bad.tar", double)
     with pytest.raises(StoreError, match="contradict one another"):
-        restore(tmp_path / "bad.tar", url, home / "models", home / "erasures.log")
+        restore(tmp_path / "bad.tar", url, home / "models", home / "erasures.log", home / "signing.key")
     assert content(store) == before
     with store.read() as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == migrations.latest_revision()
+
+
+def test_models_of_another_home_are_signed_only_when_that_is_asked_for(
+    sqlite_url: str, home: Path, tmp_path: Path, event_of: Make
+) -> None:
+    store = Store.open(sqlite_url)
+    fill(store, home / "models", event_of)
+    back_up(store, home / "models", tmp_path / "good.tar", 5.0)
+
+    def unsigned(inside: dict[str, Any], _: list[tarfile.TarInfo]) -> None:
+        del inside["models/m2/manifest.sig"]
+        about = json.loads(inside["backup.json"])
+        del about["sha256"]["models/m2/manifest.sig"]
+        inside["backup.json"] = json.dumps(about).encode()
+
+    def swapped(inside: dict[str, Any], extra: list[tarfile.TarInfo]) -> None:
+        with_file("models/m1/manifest.sig", inside["models/m2/manifest.sig"])(inside, extra)
+
+    repacked(tmp_path / "good.tar", tmp_path / "unsigned.tar", unsigned)
+    repacked(tmp_path / "good.tar", tmp_path / "swapped.tar", swapped)
+    other = tmp_path / "other"
+    (other / "models").mkdir(parents=True)
+    make_key(other / "signing.key")
+    with store.write() as connection:
+        events.append(connection, [event_of("later")], 6.0)
+    before = content(store)
+    for place, name, model in ((home, "unsigned", "m2"), (home, "swapped", "m1"), (other, "good", "m[12]")):
+        file, key, kept = tmp_path / f"{name}.tar", place / "signing.key", files(place)
+        with pytest.raises(StoreError, match=rf"^[^\n]*{name}.tar: model {model} was not signed with [^\n]*--sign`\Z"):
+            restore(file, sqlite_url, place / "models", place / "erasures.log", key)
+        assert content(store) == before
+        assert files(place) == kept
+        restore(file, sqlite_url, place / "models", place / "erasures.log", key, sign=True)
+        assert key.read_bytes() == kept["signing.key"]
+        for one in ("m1", "m2"):
+            signature = (place / "models" / one / "manifest.sig").read_bytes()
+            verify(f"of {one}".encode(), signature, read_key(key).public_key(), one)
+        with store.write() as connection:
+            events.append(connection, [event_of("later")], 6.0)
+        assert content(store).keys() == before.keys()
+        before = content(store)
+    assert b"PRIVATE" not in (tmp_path / "good.tar").read_bytes()
+    store.close()
+
+
+def test_a_first_restore_that_fails_can_be_tried_again(
+    sqlite_url: str, home: Path, tmp_path: Path, event_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new home has its key when its models are in place, not before."""
+    store = Store.open(sqlite_url)
+    fill(store, home / "models", event_of)
+    back_up(store, home / "models", tmp_path / "good.tar", 5.0)
+    store.close()
+    new = tmp_path / "new"
+    (new / "models").mkdir(parents=True)
+    key = new / "signing.key"
+    with monkeypatch.context() as patch:
+        patch.setattr("palate.store.restore._put_tables", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            restore(tmp_path / "good.tar", sqlite_url, new / "models", new / "erasures.log", key)
+    assert not key.exists()
+    restore(tmp_path / "good.tar", sqlite_url, new / "models", new / "erasures.log", key)
+    signature = (new / "models" / "m1" / "manifest.sig").read_bytes()
+    verify(b"of m1", signature, read_key(key).public_key(), "m1")
+    assert sorted(path.name for path in new.iterdir()) == ["erasures.log", "models", "signing.key"]

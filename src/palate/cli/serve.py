@@ -147,13 +147,20 @@ def restore(
     file: Annotated[Path, typer.Argument(help="What `palate backup` wrote.")],
     home: HomeOption = None,
     store: StoreOption = None,
+    sign: Annotated[
+        bool, typer.Option("--sign", help="Sign its models with this home's key: those of another home, or unsigned.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a backup in the place of what a store holds; people erased since are erased again."""
+    """Put a backup in the place of what a store holds; people erased since are erased again.
+
+    A home without a signing key gets one, and it signs the models of the backup.
+    """
     place = _home(home)
     place.make()
     with place.locked():
-        _say(put_back(file, store or place.database, place.models, place.erasures), as_json)
+        done = put_back(file, store or place.database, place.models, place.erasures, place.signing_key, sign=sign)
+        _say(done, as_json)
 
 
 @command("send", remote)

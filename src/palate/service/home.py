@@ -1,4 +1,4 @@
-"""The folder that a service lives in: database, models, work in progress, and the record of who was erased."""
+"""The folder that a service lives in: database, models and their signing key, work in progress, who was erased."""
 
 import fcntl
 import os
@@ -30,6 +30,11 @@ class Home:
     def work(self) -> Path:
         """Checkpoints of trainings."""
         return self.folder / "work"
+
+    @property
+    def signing_key(self) -> Path:
+        """The private key that signs the models; none is loaded that it has not signed."""
+        return self.folder / "signing.key"
 
     @property
     def erasures(self) -> Path:

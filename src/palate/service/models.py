@@ -14,7 +14,7 @@ from functools import partial
 import polars as pl
 from sqlalchemy import Connection
 
-from palate.errors import PalateError
+from palate.errors import ModelError, PalateError
 from palate.recommend import Recommender
 from palate.service.contract import ModelOut, NotFoundError, RefusedError
 from palate.service.live import LiveConfig, Verdict, judge
@@ -53,14 +53,15 @@ class Models:
         """Serve a model to everyone, or as canary to a share of people.
 
         Raises:
-            NotFoundError, RefusedError, ModelError.
+            NotFoundError: there is no such model.
+            RefusedError: the gate refused it, its folder is not what was signed and registered, or it serves already.
         """
         found = await self._machine.read(lambda connection: registry.read(connection, model_id))
         if found is None:
             raise NotFoundError("no model of this id")
         if found.status == "refused":
             raise RefusedError("the gate refused this model; its report says why")
-        await self._machine.run(self._machine.upkeep, self._shelve, model_id)
+        await self._verify(model_id)
         now = time.time()
 
         def move(connection: Connection) -> registry.Model:
@@ -74,8 +75,9 @@ class Models:
         """End the canary, or serve the previous model again.
 
         Raises:
-            RefusedError: there is neither.
+            RefusedError: there is neither, or the previous model's folder is not what was signed and registered.
         """
+        await self._verify_previous(await self._machine.read(registry.current))
         return await self._move(lambda connection: registry.rollback(connection, time.time()))
 
     async def refresh(self, revision: int) -> None:
@@ -159,6 +161,8 @@ class Models:
         tried = pointers.canary or pointers.served
         assert tried is not None
         _log.warning("model %s: %s by live figures (%s)", tried.model_id, verdict.decision, verdict.reason)
+        if verdict.decision == "worse":
+            await self._verify_previous(pointers)
 
         def move(connection: Connection) -> registry.Model:
             if registry.current(connection) != pointers:
@@ -175,6 +179,24 @@ class Models:
         await self._move(move)
         if verdict.decision == "worse":
             self._monitors.rolled_back()
+
+    async def _verify(self, model_id: str) -> None:
+        """Open a model before the pointer names it.
+
+        Raises:
+            RefusedError: it cannot be; the message names no file of the server, the log does.
+        """
+        try:
+            await self._machine.run(self._machine.upkeep, self._shelve, model_id)
+        except ModelError as error:
+            _log.error("model %s is not served: %s", model_id, error)
+            said = "could not be opened and verified; the server's log says why, and the models serve on as before"
+            raise RefusedError(f"model {model_id} {said}") from None
+
+    async def _verify_previous(self, pointers: registry.Pointers) -> None:
+        """Open the model that a rollback returns to, unless it would end a canary."""
+        if pointers.canary is None and pointers.previous is not None:
+            await self._verify(pointers.previous)
 
     async def _move(self, move: Callable[[Connection], registry.Model]) -> ModelOut:
         try:

@@ -1,6 +1,7 @@
 """From a home to a running system: the store at its newest schema, the first model and key, the shelves.
 
-The registry's model folders hold no people: what is known of them is in the store alone, where it can be erased.
+The registry's model folders hold no people: what is known of them is in the store alone, where it can be erased. They
+are signed with the home's key, and none is opened that is not.
 """
 
 import hashlib
@@ -10,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from palate.config import DataConfig
+from palate.data.files import write_atomically
 from palate.errors import ModelError, StoreError
 from palate.recommend import Recommender
+from palate.recommend.signing import MANIFEST, SIGNATURE, keep, make_key, pending, read_key
 from palate.service.home import Home
 from palate.service.intake import take_in, take_in_model
 from palate.service.keyring import new_key
@@ -46,6 +49,7 @@ def prepare(
         DataError, ConfigError: the data cannot be read.
         StoreError: the store cannot be written.
     """
+    sign_earlier_models(store, home, say)
     with store.read() as connection:
         pointers = registry.current(connection)
     if pointers.served is None:
@@ -70,15 +74,16 @@ def prepare(
 
 
 def register(store: Store, home: Home, model: Recommender, report: Mapping[str, object]) -> Path:
-    """Write a model's folder, without people, verify it and enter it into the registry as a candidate.
+    """Write a model's folder, without people, sign it, verify it and enter it into the registry as a candidate.
 
     Raises:
         ModelError: the folder cannot be written, or does not read back.
     """
     folder = home.models / model.model_id
-    replace(model, users={}, profiles={}).save(folder)
-    Recommender.load(folder)
-    manifest = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    key = make_key(home.signing_key)
+    replace(model, users={}, profiles={}).save(folder, key)
+    Recommender.load(folder, key.public_key())
+    manifest = _manifest_of(folder)
     with store.write() as connection:
         registry.add(
             connection,
@@ -93,17 +98,50 @@ def load_model(store: Store, home: Home, model_id: str) -> Recommender:
     """Open a model of the registry.
 
     Raises:
-        ModelError: the folder is missing, or is not the one that was registered.
+        ModelError: the folder is missing, is not signed with the home's key, or is not the one that was registered.
     """
     with store.read() as connection:
         entry = registry.read(connection, model_id)
     if entry is None:
         raise ModelError(f"model {model_id}: not in the registry")
     folder = home.models / entry.folder
-    model = Recommender.load(folder)
-    if hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest() != entry.sha256:
+    model = Recommender.load(folder, read_key(home.signing_key).public_key())
+    if _manifest_of(folder) != entry.sha256:
         raise ModelError(f"{folder}: not the folder that was registered (SHA-256 of its manifest); restore it")
     return model
+
+
+def sign_earlier_models(store: Store, home: Home, say: Say = lambda line: None) -> None:
+    """Give a key to a home from before there were signatures, and sign the models that are as they were registered.
+
+    Nothing happens in a home that has a key, or where any model is signed already: there a key was lost, or is in the
+    home of another machine. A run that is killed is taken up with the same key.
+
+    Raises:
+        ModelError: a signature or the key cannot be written.
+    """
+    new = pending(home.signing_key)
+    with store.read() as connection:
+        folders = {home.models / entry.folder: entry.sha256 for entry in registry.read_all(connection)}
+    unsigned = [folder for folder in folders if (folder / MANIFEST).exists() and not (folder / SIGNATURE).exists()]
+    signed_by_others = not new.exists() and any((folder / SIGNATURE).exists() for folder in folders)
+    if home.signing_key.exists() or signed_by_others or not (unsigned or new.exists()):
+        return
+    key = make_key(new)
+    try:
+        for folder in unsigned:
+            if _manifest_of(folder) == folders[folder]:
+                write_atomically(folder / SIGNATURE, key.sign((folder / MANIFEST).read_bytes()))
+                say(f"model {folder.name} is signed: its manifest is the registered one")
+            else:
+                say(f"model {folder.name} is not the one that was registered: it stays unsigned, and is not opened")
+        keep(new, home.signing_key)
+    except OSError as error:
+        raise ModelError(f"{error.filename or home.folder}: cannot be written ({error.strerror})") from None
+
+
+def _manifest_of(folder: Path) -> str:
+    return hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
 
 
 def open_system(

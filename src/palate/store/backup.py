@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, LargeBinary, Table, select
 
+from palate.data.files import sync_folder
 from palate.errors import StoreError
 from palate.store import migrations, registry
 from palate.store.schema import metadata
@@ -78,15 +79,6 @@ def back_up(store: Store, models: Path, file: Path, now: float) -> BackedUp:
     finally:
         temporary.unlink(missing_ok=True)
     return BackedUp(rows, num_models, num_bytes)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make sure that the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def dump_rows(connection: Connection, table: Table) -> Iterator[bytes]:

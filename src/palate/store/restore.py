@@ -1,6 +1,7 @@
 """Putting a backup in the place of a store: verified before anything changes, then in one transaction.
 
-Who was erased after the backup was made is erased again: the home's `erasures.log` is read and never replaced.
+Who was erased after the backup was made is erased again: the home's `erasures.log` is read and never replaced. Models
+come back with the home's signature or not at all; the key itself is in no backup.
 """
 
 import base64
@@ -17,9 +18,11 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, LargeBinary, MetaData, Table, delete, exc, func, insert, select, text
 
-from palate.errors import StoreError
+from palate.data.files import sync_folder, write_atomically
+from palate.errors import ModelError, StoreError
+from palate.recommend.signing import MANIFEST, SIGNATURE, keep, make_key, pending, read_key, verify
 from palate.store import erasure, migrations
-from palate.store.backup import CONTENTS, FORMAT, sync_folder
+from palate.store.backup import CONTENTS, FORMAT
 from palate.store.schema import erasures, events, metadata, settings
 from palate.store.store import Store
 from palate.store.upsert import INSERTS
@@ -39,7 +42,7 @@ class Restored(NamedTuple):
     """People who were erased again."""
 
 
-def restore(file: Path, url: str, models: Path, log: Path) -> Restored:
+def restore(file: Path, url: str, models: Path, log: Path, key: Path, *, sign: bool = False) -> Restored:
     """Put a backup in the place of what a store holds. Nothing else may use the store meanwhile.
 
     Args:
@@ -47,24 +50,30 @@ def restore(file: Path, url: str, models: Path, log: Path) -> Restored:
         url: of the store, as for `Store.open`; of either kind, whatever the backup was made of.
         models: the home's folder of model folders; those that the backup lacks stay.
         log: the home's `erasures.log`.
+        key: the home's signing key. Where there is none yet, one is made and signs the models of the backup.
+        sign: let a key that is there sign them too: models of another home, or of before there were signatures.
 
     Raises:
-        StoreError: the file is damaged, of a newer version or no backup, or something cannot be written. The database
-            is then as it was.
+        StoreError: the file is damaged, of a newer version or no backup, holds a model that the home's key has not
+            signed, or something cannot be written. The database is then as it was.
+        ModelError: the key cannot be read or made.
     """
     logged = erasure.read_log(log)
     try:
         with tarfile.open(file, mode="r:") as archive:
             schema, members = _verified(archive, file)
+            signatures = _signatures(archive, members, file, key, sign=sign)
             store = Store.open(url)
             try:
-                num_models = _put_models(archive, members, models)
+                num_models = _put_models(archive, members, models, signatures)
                 try:
                     with store.write() as connection:
                         rows, num_erased = _put_tables(connection, archive, members, schema, logged)
                 except (exc.SQLAlchemyError, ValueError, LookupError, TypeError):
                     raise StoreError(f"{file}: its rows contradict one another; the database is as it was") from None
                 erasure.finish(store, log)
+                if not key.exists() and pending(key).exists():
+                    keep(pending(key), key)
             finally:
                 store.close()
     except tarfile.TarError as error:
@@ -105,7 +114,44 @@ def _verified(archive: tarfile.TarFile, file: Path) -> tuple[str, dict[str, tarf
     return schema, members
 
 
-def _put_models(archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], models: Path) -> int:
+def _signatures(
+    archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], file: Path, key: Path, *, sign: bool
+) -> dict[str, bytes]:
+    """The signature of each model folder: made now, or the one that the home's key made before."""
+    manifests = {
+        name.split("/")[1]: _open(archive, member).read()
+        for name, member in members.items()
+        if re.fullmatch(f"models/[^/]+/{re.escape(MANIFEST)}", name)
+    }
+    if not manifests:
+        return {}
+    if sign or not key.exists():
+        # A new key is the home's when the restore is done: one that fails may be tried again in the same way.
+        signer = make_key(key if key.exists() else pending(key))
+        return {folder: signer.sign(manifest) for folder, manifest in manifests.items()}
+    trusted = read_key(key).public_key()
+    signatures = {}
+    for folder, manifest in manifests.items():
+        member = members.get(f"models/{folder}/{SIGNATURE}")
+        signature = None if member is None else _open(archive, member).read()
+        try:
+            verify(manifest, signature, trusted, folder)
+        except ModelError:
+            raise StoreError(
+                f"{file}: model {folder} was not signed with {key}; if you know who made the file, let that key sign "
+                "its models with `palate restore --sign`"
+            ) from None
+        assert signature is not None, "verify refuses that"
+        signatures[folder] = signature
+    return signatures
+
+
+def _put_models(
+    archive: tarfile.TarFile,
+    members: Mapping[str, tarfile.TarInfo],
+    models: Path,
+    signatures: Mapping[str, bytes],
+) -> int:
     """Write the model folders, each under another name first; they are of no effect until the registry names them."""
     folders: dict[str, list[tarfile.TarInfo]] = {}
     for name, member in members.items():
@@ -121,6 +167,8 @@ def _put_models(archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo]
                 shutil.copyfileobj(_open(archive, member), output)
                 output.flush()
                 os.fsync(output.fileno())
+        if folder in signatures:
+            write_atomically(temporary / SIGNATURE, signatures[folder])
         shutil.rmtree(old, ignore_errors=True)
         if (models / folder).exists():
             (models / folder).rename(old)
