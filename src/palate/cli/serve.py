@@ -19,7 +19,9 @@ from palate.service.home import Home
 from palate.service.launch import Launch, launch
 from palate.service.retraining import RetrainConfig, retrain
 from palate.service.server import ServerSettings
+from palate.service.system import SystemConfig
 from palate.service.trainer import RetrainPolicy
+from palate.service.trends import TrendConfig
 from palate.store import Store
 from palate.store.backup import back_up
 from palate.store.restore import restore as put_back
@@ -73,6 +75,10 @@ def serve(
     canary: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of the people whom such a model serves at first; 0: all.")
     ] = 0.0,
+    conversion: Annotated[
+        list[str] | None,
+        typer.Option(help="Type of event that monitors count as a conversion; several times. Default: purchase."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each message as a JSON value.")] = False,
 ) -> None:
     """Serve a model over HTTP: events in, lists out, taste learned at once.
@@ -88,6 +94,7 @@ def serve(
             place,
             store or place.database,
             ServerSettings(host=host, port=port, open_docs=open_docs),
+            SystemConfig(trends=TrendConfig(conversions=tuple(conversion)) if conversion else TrendConfig()),
             retrain=RetrainPolicy(retrain_events, retrain_hours, retrain_drift, canary=canary),
             workers=workers,
         ),

@@ -5,14 +5,16 @@ choice. Counting each list would treat one person's many visits as independent. 
 (`palate.evaluation.sequential_test`), so looking every minute is free of charge.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from palate.errors import ConfigError
 from palate.evaluation.drift import stability_of_counts
 from palate.evaluation.sequential_test import BoundedMean, compare_bounded
+from palate.evaluation.significance import Interval
 from palate.store.registry import Pointers
 from palate.store.schema import events, recommendations
 
@@ -60,6 +62,10 @@ class Verdict(NamedTuple):
     decision: Literal["better", "worse", "undecided"]
     reason: str
     """One line, with the figures."""
+    figure: Interval | None = None
+    """Of a canary: the share of people with a choice minus that of the others. Of a fresh model: the share itself."""
+    people: Mapping[str, int] | None = None
+    """How many that rests on, by variant."""
 
 
 class Outcome(NamedTuple):
@@ -118,6 +124,8 @@ def judge(
         return Verdict(
             test.decision(config.margin),
             f"share of people with a choice: {mean:+.4f} [{low:+.4f}, {high:+.4f}], {people}",
+            Interval(mean, low, high),
+            {"served": test.counts[0], "canary": test.counts[1]},
         )
     if pointers.previous is None or not 0 < now - since < _HOUR * config.watch:
         return Verdict("undecided", "nothing to compare with")
@@ -131,7 +139,8 @@ def judge(
         running = running.observe(float(one.chose))
     mean, low, high = running.interval()
     reason = f"share of people with a choice {mean:.4f} [{low:.4f}, {high:.4f}] of {len(after):,}, before {usual:.4f}"
-    return Verdict("worse" if high < (1 - config.drop) * usual else "undecided", reason)
+    decision: Literal["worse", "undecided"] = "worse" if high < (1 - config.drop) * usual else "undecided"
+    return Verdict(decision, reason, Interval(mean, low, high), {"served": len(after)})
 
 
 def drift_of(connection: Connection, since: float) -> float:
@@ -139,16 +148,23 @@ def drift_of(connection: Connection, since: float) -> float:
 
     0 where so large an index would come by chance once in a hundred times: small samples have large ones.
     """
-    counts = {}
-    for name, condition in (("old", events.c.received_at < since), ("new", events.c.received_at >= since)):
-        rows = connection.execute(select(events.c.item_id, func.count()).where(condition).group_by(events.c.item_id))
-        counts[name] = {row[0]: row[1] for row in rows}
-    if not counts["old"] or not counts["new"]:
+    return shift(choices(connection, events.c.received_at < since), choices(connection, events.c.received_at >= since))
+
+
+def choices(connection: Connection, *conditions: ColumnElement[bool]) -> dict[str, int]:
+    """Events of each item, among those of some conditions."""
+    rows = connection.execute(select(events.c.item_id, func.count()).where(*conditions).group_by(events.c.item_id))
+    return {row[0]: row[1] for row in rows}
+
+
+def shift(old: Mapping[str, int], new: Mapping[str, int]) -> float:
+    """What `drift_of` says, of counted events."""
+    if not old or not new:
         return 0.0
-    kept = sorted(counts["old"], key=lambda item: (-counts["old"][item], item))[:_MAX_KINDS]
+    kept = sorted(old, key=lambda item: (-old[item], item))[:_MAX_KINDS]
     tables = [
         {**{item: table.get(item, 0) for item in kept}, "": sum(table.values()) - sum(table.get(i, 0) for i in kept)}
-        for table in (counts["old"], counts["new"])
+        for table in (old, new)
     ]
     found = stability_of_counts(*tables)
     return found.value if found.p_value < 0.01 else 0.0

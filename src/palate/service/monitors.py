@@ -1,17 +1,22 @@
-"""Figures of the running system for Prometheus: events, lists, adaptation, coverage and what went wrong."""
+"""Figures of the running system for Prometheus: events, lists, what comes of them, drift, and what went wrong."""
 
+import math
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from palate.service.serving import Made, Variants
+from palate.service.trends import Trends
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.5)
 _RECENT = 2000
 """Lists by which the state of a model is judged."""
+_RATE_SECONDS = 300.0
+"""What the rate of events is over."""
 
 
 class Vitals:
@@ -35,8 +40,39 @@ class Vitals:
 class Monitors:
     """Counters of one process. Safe to use from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry = CollectorRegistry()
+        self._clock, self._began = clock, clock()
+        self._taken: deque[tuple[int, int]] = deque()
+        """(second, events acknowledged in it), the oldest first."""
+        self._rate = self._gauge("palate_event_rate", "Events acknowledged a second, over the last five minutes.")
+        rates = ("variant", "model")
+        self._ctr = self._gauge(
+            "palate_ctr",
+            "Share of lists shown, in a rolling window (a day) that ends a horizon (an hour) ago, to which an event "
+            "of the same person referred within a horizon; what says no does not count.",
+            rates,
+        )
+        self._conversion = self._gauge(
+            "palate_conversion", "Share of the same lists to which a conversion referred within a horizon.", rates
+        )
+        self._judged = self._gauge("palate_lists_judged", "Lists that these shares are of.", rates)
+        self._psi = self._gauge(
+            "palate_drift_psi",
+            "Population stability index of the items chosen since the models that serve changed, against before; 0 "
+            "where chance alone may bring as much. NaN before the first reading.",
+        )
+        self._adwin = self._gauge(
+            "palate_drift_adwin",
+            "Share of lists that led to a choice, in the window over which ADWIN finds no change. NaN before any.",
+        )
+        self._width = self._gauge("palate_drift_adwin_lists", "Lists in that window.")
+        self._changes = self._gauge(
+            "palate_drift_adwin_changes",
+            "Changes of that share that ADWIN found since the start, in the window of the start too.",
+        )
+        self.trends: Trends | None = None
+        """What was last read from the store; exchanged as a whole."""
         self._events = Counter("palate_events", "Events by what became of them.", ("outcome",), registry=self._registry)
         self._lists = Counter(
             "palate_lists",
@@ -72,6 +108,11 @@ class Monitors:
 
     def took(self, accepted: int, duplicates: int, refused: int) -> None:
         """Count a batch of events."""
+        second = int(self._clock())
+        with self._lock:
+            before = self._taken.pop()[1] if self._taken and self._taken[-1][0] == second else 0
+            self._taken.append((second, before + accepted))
+            self._drop_old()
         self._events.labels("accepted").inc(accepted)
         self._events.labels("duplicate").inc(duplicates)
         self._events.labels("refused").inc(refused)
@@ -108,9 +149,32 @@ class Monitors:
     def text(self, variants: Variants, waiting: int, people: int) -> bytes:
         """Everything in the text format of Prometheus."""
         listed = int(variants.served.listed.sum())
-        self._items.set(listed)
         with self._lock:
+            self._items.set(listed)
             self._coverage.set(min(1.0, len(self._shown) / max(1, listed)))
-        self._waiting.set(waiting)
-        self._people.set(people)
-        return generate_latest(self._registry)
+            self._waiting.set(waiting)
+            self._people.set(people)
+            self._drop_old()
+            seconds = min(_RATE_SECONDS, max(1.0, self._clock() - self._began))
+            self._rate.set(sum(number for _, number in self._taken) / seconds)
+            self._set_trends(self.trends)
+            return generate_latest(self._registry)
+
+    def _set_trends(self, trends: Trends | None) -> None:
+        for gauge in (self._ctr, self._conversion, self._judged):
+            gauge.clear()  # a model that has gone leaves no figure behind
+        for labels, rate in ({} if trends is None else trends.rates).items():
+            self._ctr.labels(*labels).set(rate.ctr)
+            self._conversion.labels(*labels).set(rate.conversion)
+            self._judged.labels(*labels).set(rate.lists)
+        self._psi.set(math.nan if trends is None else trends.stability)
+        self._adwin.set(math.nan if trends is None else trends.mean)
+        self._width.set(0 if trends is None else trends.width)
+        self._changes.set(0 if trends is None else trends.changes)
+
+    def _drop_old(self) -> None:
+        while self._taken and self._taken[0][0] <= self._clock() - _RATE_SECONDS:
+            self._taken.popleft()
+
+    def _gauge(self, name: str, meaning: str, labels: Sequence[str] = ()) -> Gauge:
+        return Gauge(name, meaning, labels, registry=self._registry)

@@ -6,6 +6,7 @@ person is made with it.
 
 import asyncio
 import hashlib
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from palate.errors import PalateError
 from palate.recommend import Recommender
 from palate.service.background import Background
 from palate.service.contract import (
@@ -50,6 +52,7 @@ from palate.service.people import Cursor, Done, People, Stored
 from palate.service.serving import ListError, Serving, Variants
 from palate.service.shelf import Shelf, kind_of
 from palate.service.trainer import RetrainPolicy, Trainer
+from palate.service.trends import TrendConfig, TrendReader
 from palate.store import NewEvent, QueueFullError, Store, paging
 from palate.store import events as stored_events
 from palate.store import items as stored_items
@@ -57,6 +60,7 @@ from palate.store import people as stored_people
 from palate.store.events import Appended
 from palate.store.keys import Role
 
+_log = logging.getLogger("palate.service")
 _RECENT = 20
 _AHEAD = 86_400.0
 """Seconds that a client's clock may be ahead of ours."""
@@ -81,6 +85,8 @@ class SystemConfig:
     freshen_seconds: float = 300.0
     """How often popularity and the rows of new items follow what was chosen since training; 0: not at all. In between,
     nobody's list changes but by their own events."""
+    trends: TrendConfig = field(default_factory=TrendConfig)
+    """What monitors read from the store."""
     watch_seconds: float = 0.5
     """How often the store is asked for what others wrote to it: models of a training, items, keys."""
 
@@ -132,6 +138,8 @@ class System:
         self._machine.spawn(self._models.look_after(self._config.judge_seconds))
         if self._config.freshen_seconds:
             self._machine.spawn(self._models.freshen(self._config.freshen_seconds))
+        if self._config.trends.seconds:
+            self._machine.spawn(self._follow_trends(self._config.trends))
         self._background.start()
 
     async def close(self) -> None:
@@ -346,6 +354,18 @@ class System:
         return "stopping" if self._machine.closing else None
 
     # ---------------------------------------------------------------------------------------------- inside
+
+    async def _follow_trends(self, config: TrendConfig) -> None:
+        """Read for the monitors what comes of lists and how choices move, off the event loop."""
+        reader = TrendReader(config)
+        while True:
+            await asyncio.sleep(config.seconds)
+            negative = self.serving.variants.served.model.config.negative_events
+            try:
+                read = partial(reader.read, negative=negative, now=time.time())
+                self.monitors.trends = await self._machine.read(read)
+            except PalateError as error:
+                _log.error("the monitors cannot read the store: %s", error)
 
     def _take(self, appended: Appended) -> None:
         for event in appended.stored:

@@ -180,6 +180,22 @@ def count(connection: Connection, since_received: float | None = None) -> int:
     return connection.scalar(query) or 0
 
 
+def last_received_before(connection: Connection, moment: float) -> int:
+    """Return the seq of the last stored event that was received before a time, 0 without one; reads those after it."""
+    query = select(events.c.seq).where(events.c.received_at < moment).order_by(events.c.seq.desc()).limit(1)
+    last: int | None = connection.scalar(query)
+    return last or 0
+
+
+def received_until(connection: Connection, moment: float, after_seq: int) -> int:
+    """Return a seq up to which the events after another were received before a time; reads those between them."""
+    later = select(events.c.seq).where(events.c.seq > after_seq, events.c.received_at >= moment)
+    first: int | None = connection.scalar(later.order_by(events.c.seq).limit(1))
+    if first is not None:
+        return first - 1
+    return connection.scalar(select(func.max(events.c.seq))) or after_seq
+
+
 def newest_timestamp(connection: Connection) -> float | None:
     """Return the time of the event that happened last; None without events."""
     newest: float | None = connection.scalar(select(func.max(events.c.timestamp)))
