@@ -1,0 +1,228 @@
+"""From a service's log to off-policy estimates: what a model's best lists would have earned where others were shown.
+
+A list earns one for each of its items that its person then chose. The context of a logged list is its person at that
+moment: the events received until then. The target is a model's list for that person, of the same length and without
+exploration, so it shows each of its items with probability 1. Three kinds of lists say nothing here and are left out:
+those of sessions, whose events are not stored; those in which nothing was left to chance; and those that the model may
+have learned from. What a request asked for besides is not logged: lists with filters, exclusions or diversity belong
+into a scenario of their own, or they are taken for lists without.
+
+The reward model of the doubly robust estimate is the share of an item's showings that were chosen, drawn towards the
+share of all as `shrink` more showings would. Each half of the people is judged by the shares of the other half, so
+that no outcome is used twice (cross-fitting: Chernozhukov et al., Double/Debiased Machine Learning, 2018, section 3,
+doi 10.1111/ectj.12097). It need not be right: the propensities are.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from sqlalchemy import Connection, select
+
+from palate.errors import ConfigError, DataError
+from palate.evaluation.off_policy import OffPolicyConfig, OffPolicyReport, OffPolicyValue, evaluate_off_policy
+from palate.service.lists import adapt
+from palate.service.models import plain
+from palate.service.people import Done, Person, Stored, fold
+from palate.service.shelf import Shelf
+from palate.store import events as stored_events
+from palate.store import people as stored_people
+from palate.store import recommendations
+from palate.store.recommendations import ShownList
+from palate.store.rows import StoredEvent
+from palate.store.schema import events
+
+_HOUR = 3600.0
+_TOGETHER = 1_000
+"""People whose events are read together."""
+
+Planner = Callable[[Sequence[ShownList]], Sequence[Sequence[str]]]
+"""Logged lists to what the target would have shown in the place of each."""
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What of a log is read, and how it is judged."""
+
+    horizon: float = 24.0
+    """Hours after a list in which a choice counts; younger lists are left out."""
+    kinds: tuple[str, ...] = ()
+    """Types of events that are choices; empty: all that do not say no."""
+    scenario: str | None = None
+    """Of which lists; None: of all."""
+    most: int = 10_000
+    """The newest so many lists are read."""
+    shrink: float = 20.0
+    """Showings that the share of all counts for in the reward model."""
+    estimates: OffPolicyConfig = field(default_factory=OffPolicyConfig)
+    """Clipping and intervals."""
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "most", "shrink"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"log.{name} is {getattr(self, name)}; it must be above 0")
+
+
+class Log(NamedTuple):
+    """The lists of a log that speak of other ways of making them."""
+
+    lists: Sequence[ShownList]
+    """Each has a person, and an item that was not certain to be in it."""
+    chosen: frozenset[tuple[str, str]]
+    """(recommendation_id, item_id) of what was chosen."""
+    sessions: int
+    """Lists left out because they were for sessions."""
+    certain: int
+    """Lists left out because all of their items were certain."""
+
+
+class LogReport(NamedTuple):
+    """What the log says of a target."""
+
+    logged: OffPolicyValue
+    """What the lists that were shown earned: choices a list."""
+    target: OffPolicyReport
+    """What the target's would have earned."""
+
+
+def read_log(
+    connection: Connection, since: float, now: float, negative: tuple[str, ...], config: LogConfig | None = None
+) -> Log:
+    """Read the lists shown since a moment, and what came of them.
+
+    Args:
+        connection: one moment of the store.
+        since: seconds since 1970 UTC, such as the newest event that the target has learned from.
+        now: likewise; lists younger than the horizon are left out.
+        negative: types of events that say no.
+        config: what is read.
+
+    Raises:
+        DataError: no list explores.
+    """
+    config = config or LogConfig()
+    found = recommendations.read_window(connection, since, now - _HOUR * config.horizon)
+    found = [one for one in found if one.items and config.scenario in (None, one.scenario)]
+    named = [one for one in found if one.user_id is not None]
+    lists = [one for one in named if min(one.propensities) < 1][-config.most :]
+    certain = sum(min(one.propensities) == 1 for one in named)
+    if not lists:
+        raise DataError(
+            f"log: no exploration in {len(named):,} lists of people ({len(found) - len(named):,} of sessions apart), "
+            'so it does not say what other lists would have earned; ask for lists with "explore": "thompson" (a list '
+            f"counts {config.horizon:g} hours after it was shown, and if the model has not learned from it)"
+        )
+    shown = {one.recommendation_id: one for one in lists}
+    after = stored_events.last_received_before(connection, lists[0].at)
+    columns = ("recommendation_id", "user_id", "item_id", "event_type", "received_at")
+    query = select(*(events.c[name] for name in columns)).where(
+        events.c.seq > after, events.c.recommendation_id.is_not(None)
+    )
+    chosen = set()
+    for name, user_id, item_id, kind, received in connection.execute(query):
+        one = shown.get(name)
+        counts = kind in config.kinds if config.kinds else kind not in negative
+        if one is not None and counts and user_id == one.user_id and received <= one.at + _HOUR * config.horizon:
+            chosen.add((name, item_id))
+    kept = {(name, item) for name, item in chosen if item in shown[name].items}
+    return Log(lists, frozenset(kept), len(found) - len(named), certain)
+
+
+def greedy(connection: Connection, shelf: Shelf) -> Planner:
+    """The best lists of the model on a shelf, for people as they were when each list was made.
+
+    Their attributes, and which items are hidden, are as they are now.
+    """
+
+    def plan(lists: Sequence[ShownList]) -> list[list[str]]:
+        places: dict[str, list[int]] = {}
+        for place, one in enumerate(lists):
+            assert one.user_id is not None
+            places.setdefault(one.user_id, []).append(place)
+        planned: list[list[str]] = [[] for _ in lists]
+        everyone = sorted(places)
+        for start in range(0, len(everyone), _TOGETHER):
+            some = everyone[start : start + _TOGETHER]
+            done = stored_events.read_of_people(connection, some)
+            known = stored_people.read(connection, some)
+            for user_id in some:
+                attributes = plain(known[user_id].attributes) if user_id in known else {}
+                for place in places[user_id]:
+                    one = lists[place]
+                    person = _person_at(attributes, done[user_id], one.at, shelf.model.config.negative_events)
+                    planned[place] = _best(shelf, person, one.at, len(one.items))
+        return planned
+
+    return plan
+
+
+def evaluate_log(log: Log, plan: Planner, config: LogConfig | None = None) -> LogReport:
+    """Estimate what a target's lists would have earned.
+
+    Raises:
+        DataError: the lists are of one person, or the target shows nothing of what was shown.
+    """
+    config = config or LogConfig()
+    shown = pl.DataFrame(
+        [
+            (one.recommendation_id, one.user_id, item, propensity, float((one.recommendation_id, item) in log.chosen))
+            for one in log.lists
+            for item, propensity in zip(one.items, one.propensities, strict=True)
+        ],
+        schema=["context", "user_id", "item_id", "propensity", "reward"],
+        orient="row",
+    )
+    wanted = pl.DataFrame(
+        [
+            (one.recommendation_id, one.user_id, item, probability)
+            for one, items in zip(log.lists, plan(log.lists), strict=True)
+            for item, probability in [(item, 1.0) for item in items] or [(one.items[0], 0.0)]
+        ],
+        schema={"context": pl.String, "user_id": pl.String, "item_id": pl.String, "probability": pl.Float64},
+        orient="row",
+    )
+    itself = shown.select("context", "item_id", probability=pl.lit(1.0))
+    logged = evaluate_off_policy(shown.with_columns(propensity=pl.lit(1.0)), itself, config.estimates).values["ips"]
+    half = _halves(shown["user_id"].unique().sort().to_list(), config.estimates.seed)
+    target = evaluate_off_policy(
+        _with_estimates(shown, shown, half, config.shrink),
+        _with_estimates(wanted, shown, half, config.shrink),
+        config.estimates,
+    )
+    return LogReport(logged, target)
+
+
+def _person_at(
+    attributes: dict[str, str | float | bool | None], done: Sequence[StoredEvent], at: float, negative: Sequence[str]
+) -> Person:
+    """Someone as they were known at a moment."""
+    known = sorted((event for event in done if event.received_at <= at), key=lambda event: event.timestamp)
+    return fold(Stored(attributes, [Done(one.item_id, one.event_type, one.timestamp) for one in known]), negative)
+
+
+def _best(shelf: Shelf, person: Person, at: float, k: int) -> list[str]:
+    """The list that `palate.service.lists` makes where nothing special is asked for."""
+    state = adapt(shelf, person, at).state
+    allowed = shelf.listed if len(shelf.unlisted) else None
+    seen = np.concatenate([state.history.items, state.history.refused])
+    places, _ = shelf.model.rank(state, k, allowed=allowed, excluded=seen)
+    return [shelf.model.vocabulary.ids[place] for place in places.tolist()]
+
+
+def _halves(people: Sequence[str], seed: int) -> pl.DataFrame:
+    """Which half each of some people belongs to, drawn at random."""
+    half = np.random.default_rng(seed).permutation(len(people)) % 2
+    return pl.DataFrame({"user_id": people, "half": half})
+
+
+def _with_estimates(rows: pl.DataFrame, shown: pl.DataFrame, half: pl.DataFrame, shrink: float) -> pl.DataFrame:
+    """Rows with what their items earned the other half of the people."""
+    told = shown.join(half, on="user_id").with_columns(half=1 - pl.col("half"))
+    overall = told.group_by("half").agg(overall=pl.col("reward").mean())
+    earned = told.group_by("half", "item_id").agg(total=pl.col("reward").sum(), showings=pl.len())
+    found = rows.join(half, on="user_id", maintain_order="left").join(overall, on="half", maintain_order="left")
+    found = found.join(earned, on=("half", "item_id"), how="left", maintain_order="left")
+    total, showings = pl.col("total").fill_null(0.0), pl.col("showings").fill_null(0)
+    return found.with_columns(estimate=(total + shrink * pl.col("overall")) / (showings + shrink))
