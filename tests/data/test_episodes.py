@@ -209,3 +209,29 @@ class TestHoldOut:
         training, held = hold_out(self.people, share=0.5, min_items=9, rng=np.random.default_rng(0))
         assert held == {}
         assert training == self.people
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("uvwxy"), st.sampled_from("abc"), st.sampled_from(["buy", "cancel", "dislike"])),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_everyones_histories_are_what_reading_event_by_event_gives(events: list[tuple[str, str, str]]) -> None:
+    """A slow reference: the last word on an item counts, at the place of the first yes."""
+    rows = [(user, item, kind, minute) for minute, (user, item, kind) in enumerate(events)]
+    built = histories_of(*rows)
+    assert list(built) == sorted({user for user, *_ in rows})
+    for user, history in built.items():
+        first: dict[str, int] = {}
+        last: dict[str, bool] = {}
+        for who, item, kind, minute in rows:
+            if who == user:
+                last[item] = kind == "buy"
+                if kind == "buy":
+                    first.setdefault(item, minute)
+        chosen = sorted((item for item, yes in last.items() if yes), key=lambda item: first[item])
+        assert [VOCABULARY.ids[item] for item in history.items] == chosen
+        assert (np.diff(history.times) > 0).all()
+        assert {VOCABULARY.ids[item] for item in history.refused} == {item for item, yes in last.items() if not yes}

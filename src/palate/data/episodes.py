@@ -68,16 +68,18 @@ def build_histories(
         order=pl.col("order").filter(~pl.col("negative")).first(),
         seconds=pl.col("seconds").filter(~pl.col("negative")).first(),
     )
-    histories: dict[str, History] = {}
     per_item = per_item.sort("user_id", "order", maintain_order=True)  # items never chosen tie
-    for (user,), rows in per_item.group_by("user_id", maintain_order=True):
-        chosen = rows.filter(~pl.col("refused"))
-        histories[str(user)] = History(
-            chosen["item"].to_numpy().astype(np.int64),
-            chosen["seconds"].to_numpy().astype(np.float64),
-            rows.filter(pl.col("refused"))["item"].to_numpy().astype(np.int64),
-        )
-    return histories
+    people = per_item.group_by("user_id", maintain_order=True).agg(pl.len(), refusals=pl.col("refused").sum())
+    items, refused = per_item["item"].to_numpy().astype(np.int64), per_item["refused"].to_numpy()
+    seconds = per_item["seconds"].to_numpy().astype(np.float64)[~refused]
+    chosen, refused = items[~refused], items[refused]
+    refusals = people["refusals"].to_numpy().astype(np.int64)
+    to = np.cumsum(people["len"].to_numpy().astype(np.int64) - refusals).tolist()
+    ends = np.cumsum(refusals).tolist()
+    return {
+        user: History(chosen[start:stop], seconds[start:stop], refused[first:last])
+        for user, start, stop, first, last in zip(people["user_id"], [0, *to], to, [0, *ends], ends, strict=False)
+    }
 
 
 def purchase_matrix(histories: Iterable[History], num_items: int) -> Float32[np.ndarray, "user item"]:
