@@ -53,7 +53,7 @@ class Adapter:
         params, size = self._params, len(support.weight)
         if self._solve is None or not bool(support.weight[0]):
             return self._head.adapt(params, self._head.begin(params, profile), support)
-        mean = (params["prior.bias"] + profile @ params["prior.profile"]) * params["fixed.has_prior"]
+        mean = self._mean(profile)
         features, scale = support.features.numpy(), self._scale(size)
         moved = self._solve(features * scale, support.target.numpy() - features @ mean.numpy())
         to_state, to_delta = self._gate(size, bool(support.returning))
@@ -66,6 +66,18 @@ class Adapter:
             "popularity": params["popularity"],
             "start.weight": self._nothing,
         }
+
+    def rest(self, profile: Float[Tensor, "profile"]) -> Fast:
+        """What of the fast weights follows from the profile alone, whatever the events."""
+        if self._solve is None:
+            own = self._head.begin(self._params, profile)
+        else:
+            own = {"prior": self._mean(profile), "start.weight": self._nothing}
+        return {**own, "popularity": self._params["popularity"]}
+
+    def _mean(self, profile: Float[Tensor, "profile"]) -> Float[Tensor, "feature"]:
+        params = self._params
+        return (params["prior.bias"] + profile @ params["prior.profile"]) * params["fixed.has_prior"]
 
     def _scale(self, size: int) -> Float32[np.ndarray, "feature"]:
         found = self._scales.get(size)

@@ -34,6 +34,7 @@ from palate.meta.learner import Fast, Params
 from palate.meta.tasks import make_support, make_supports
 from palate.meta.training import score_supports
 from palate.metrics import NO_ITEM, top_k
+from palate.recommend import kept_state
 from palate.recommend.content import encode_content
 from palate.recommend.retrieval import Index, RetrievalConfig, build_index
 
@@ -182,6 +183,21 @@ class Recommender:
         """
         with torch.inference_mode():
             return State(self.model_id, self._adapt_one(history, profile), history)
+
+    def keep(self, state: State, profile: Float[Tensor, "profile"]) -> bytes:
+        """The fast weights that `adapt_to` gave for this profile, to be stored; see `recall`."""
+        with torch.inference_mode():
+            rest = self._adapter.rest(profile)
+            return kept_state.to_bytes(state.fast, rest, self._inputs(state.history, profile))
+
+    def recall(self, payload: bytes, history: History, profile: Float[Tensor, "profile"]) -> State | None:
+        """What `adapt_to` would give, from the bytes of `keep`; None where they are damaged or of other inputs.
+
+        Other inputs are another model, history or profile, or rows that moved since of items that came after training.
+        """
+        with torch.inference_mode():
+            fast = kept_state.from_bytes(payload, self._adapter.rest(profile), self._inputs(history, profile))
+        return None if fast is None else State(self.model_id, fast, history)
 
     def rank(
         self,
@@ -481,6 +497,12 @@ class Recommender:
     def _adapter(self) -> Adapter:
         return Adapter(self.config.meta.learner, self.config.learner, self.params)
 
+    def _inputs(self, history: History, profile: Float[Tensor, "profile"]) -> bytes:
+        """What adapting to a person reads."""
+        return kept_state.describe_inputs(
+            self.model_id, self.items, self.num_trained, self.config.model.max_events, history, profile
+        )
+
     @cached_property
     def _reader(self) -> Reader:
         return Reader(self.backbone)
@@ -559,6 +581,8 @@ def _joined(first: Items, second: Items) -> Items:
 
 def _after(before: History, since: History) -> History:
     """What a person chose in training and after it."""
+    if not len(before.items):
+        return since
     new = ~np.isin(since.items, before.items)
     return History(
         np.concatenate([before.items, since.items[new]]),

@@ -39,20 +39,39 @@ class Adapted(NamedTuple):
     state: State
     personal: bool
     """Whether anything is known of them: an event that the model reads, or an attribute."""
+    profile: Float[Tensor, "profile"]
+    """What the model reads of their attributes."""
+    told: bool
+    """Whether the store has these fast weights, or was told of those that the model had for the same events before."""
 
 
 def adapt(shelf: Shelf, person: Person, now: float) -> Adapted:
-    """A person's fast weights for a list at `now`; computed again only after an event, or when a visit is over."""
+    """A person's fast weights for a list at `now`; computed again only after an event, or when a visit is over.
+
+    What the store has kept of someone who was not in memory is taken where it is what would be computed.
+    """
     model = shelf.model
     returning = person.returning(now, model.config.model.visit_gap)
-    key = (shelf.token, person.position, returning)
-    if person.memory is not None and person.memory[0] == key:
-        adapted = person.memory[1]
+    events = (model.model_id, person.position, returning)
+    key, before = (shelf.token, events), None
+    if person.memory is not None:
+        last, adapted = person.memory
+        assert isinstance(last, tuple)
         assert isinstance(adapted, Adapted)
-        return adapted
+        if last == key:
+            return adapted
+        before = last[1]
     profile, known = encode_profile(shelf, person.attributes)
     history = person.history(shelf.number_of, returning=returning)
-    adapted = Adapted(model.adapt_to(history, profile), known or len(history.items) + len(history.refused) > 0)
+    kept, person.kept = person.kept, None
+    state = None
+    if kept is not None and (kept.model_id, kept.position, kept.returning) == (*events[:2], history.returning):
+        state = model.recall(kept.payload, history, profile)
+    # After the shelf alone has moved it is not worth another writing.
+    told = state is not None or before == events
+    if state is None:
+        state = model.adapt_to(history, profile)
+    adapted = Adapted(state, known or len(history.items) + len(history.refused) > 0, profile, told)
     person.memory = (key, adapted)
     return adapted
 

@@ -23,10 +23,21 @@ class Done(NamedTuple):
     """Seconds since 1970 UTC."""
 
 
+class Kept(NamedTuple):
+    """Fast weights as the store has them."""
+
+    model_id: str
+    position: int
+    """How many events they were made of."""
+    returning: bool
+    payload: bytes
+    """See `Recommender.keep`."""
+
+
 class Person:
     """One person's events so far. Not safe for threads: see `People`."""
 
-    __slots__ = ("attributes", "created", "done", "memory", "position")
+    __slots__ = ("attributes", "created", "done", "kept", "memory", "position")
 
     def __init__(self, attributes: Mapping[str, str | float | bool | None], created: float = 0.0) -> None:
         self.attributes = dict(attributes)
@@ -39,6 +50,8 @@ class Person:
         """What they chose and refused, by item id."""
         self.memory: tuple[object, object] | None = None
         """What was last computed for this person, and for which key; whoever computes decides on both."""
+        self.kept: Kept | None = None
+        """What was computed for them once, by this process or another; to be looked at before computing it again."""
 
     def take(self, event: Done, negative: Collection[str]) -> bool:
         """Take in the next event; False, and nothing is changed, where it happened before one that is in already."""
@@ -65,11 +78,13 @@ class Stored(NamedTuple):
     events: Iterable[Done]
     """All of theirs, by (timestamp, position)."""
     created: float = 0.0
+    kept: Kept | None = None
 
 
 def fold(stored: Stored, negative: Collection[str]) -> Person:
     """Make a person from all that is stored of them."""
     person = Person(stored.attributes, stored.created)
+    person.kept = stored.kept
     for event in stored.events:
         person.take(event, negative)
     return person

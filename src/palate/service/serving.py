@@ -13,6 +13,7 @@ import numpy as np
 
 from palate.errors import ConfigError, DataError, PalateError, StoreError
 from palate.evaluation.ab import assign
+from palate.recommend import Recommender
 from palate.service.contract import EventIn, ListOut, ListRequest
 from palate.service.lists import Adapted, ListConfig, adapt, make_list
 from palate.service.people import Cursor, Done, People, Person
@@ -62,14 +63,26 @@ class Serving:
         key: bytes,
         cursors: Callable[[Sequence[str]], Mapping[str, Cursor]] | None = None,
         rng: np.random.Generator | None = None,
+        note: Callable[[str, Recommender, Person, Adapted], None] | None = None,
     ) -> None:
-        """`cursors` asks the store how it stands with people: for one that other processes write to as well."""
+        """Take what lists are made with.
+
+        Args:
+            variants: the models.
+            people: those who have an id.
+            config: how lists are made.
+            key: of the hash by which people fall to a variant.
+            cursors: asks the store how it stands with people; for one that other processes write to as well.
+            rng: of exploration.
+            note: told of someone with an id whom a model has adapted to.
+        """
         self.variants = variants
         self._people = people
         self._config = config
         self._key = key
         self._cursors = cursors
         self._rng = rng or np.random.default_rng()
+        self._note = note
         self._nobody = Person({})
 
     def lists(self, requests: Sequence[ListRequest], now: float) -> list[Made]:
@@ -107,14 +120,23 @@ class Serving:
             if person is None:
                 return None
             _, shelf = self.variants.of(user_id, self._key)
-            return shelf, person, adapt(shelf, person, now)
+            return shelf, person, self._adapt_known(shelf, user_id, person, now)
 
     def _adapt(self, shelf: Shelf, request: ListRequest, found: Mapping[str, Cursor] | None, now: float) -> Adapted:
         if request.user_id is None:
             return adapt(shelf, _of_session(request, shelf, now), now)
         with self._people.lock:  # a commit waits, so that the events and what was learned of them belong together
             person = self._person(request.user_id, found)
-            return adapt(shelf, self._nobody if person is None else person, now)
+            if person is None:
+                return adapt(shelf, self._nobody, now)
+            return self._adapt_known(shelf, request.user_id, person, now)
+
+    def _adapt_known(self, shelf: Shelf, user_id: str, person: Person, now: float) -> Adapted:
+        before = person.memory
+        adapted = adapt(shelf, person, now)
+        if self._note is not None and person.memory is not before:
+            self._note(user_id, shelf.model, person, adapted)
+        return adapted
 
     def _person(self, user_id: str, found: Mapping[str, Cursor] | None) -> Person | None:
         if found is None:

@@ -48,12 +48,13 @@ from palate.service.live import LiveConfig
 from palate.service.machine import Machine
 from palate.service.models import Models, plain
 from palate.service.monitors import Monitors
-from palate.service.people import Cursor, Done, People, Stored
+from palate.service.people import Cursor, Done, Kept, People, Stored
 from palate.service.serving import ListError, Serving, Variants
 from palate.service.shelf import Shelf, kind_of
+from palate.service.state_log import StateLog
 from palate.service.trainer import RetrainPolicy, Trainer
 from palate.service.trends import TrendConfig, TrendReader
-from palate.store import NewEvent, QueueFullError, Store, paging
+from palate.store import NewEvent, QueueFullError, Store, paging, states
 from palate.store import events as stored_events
 from palate.store import items as stored_items
 from palate.store import people as stored_people
@@ -78,6 +79,8 @@ class SystemConfig:
     """Rows that may wait to be written; beyond, the service is overloaded."""
     log_seconds: float = 0.05
     """How long a list waits at most to be logged; lists are logged together, after they are answered."""
+    states_seconds: float = 10.0
+    """How often the fast weights of those who were adapted to are stored, for after a restart; 0: not at all."""
     live: LiveConfig = field(default_factory=LiveConfig)
     """When live figures promote a canary, end it, or roll back."""
     judge_seconds: float = 60.0
@@ -124,7 +127,9 @@ class System:
         self._machine = machine = Machine(store, shared=shared, max_waiting=config.max_waiting)
         self._people = People(self._read_person, variants.served.model.config.negative_events, config.people)
         key = hashlib.sha256(b"variants" + store.salt).digest()
-        self.serving = Serving(variants, self._people, config.lists, key, self._read_cursors if shared else None)
+        self._states = StateLog(machine, config.states_seconds)
+        cursors = self._read_cursors if shared else None
+        self.serving = Serving(variants, self._people, config.lists, key, cursors, note=self._states.add)
         self.monitors = Monitors()
         self._log = ListLog(machine, self.monitors, config.log_seconds)
         self._models = Models(machine, self.serving, self.monitors, load, config.live, followed)
@@ -134,6 +139,7 @@ class System:
     def start(self) -> None:
         """Begin the work that nobody asks for; call it on the event loop."""
         self._machine.spawn(self._log.run())
+        self._machine.spawn(self._states.run())
         self._machine.spawn(self._models.watch(self._config.watch_seconds, self._keys.refresh))
         self._machine.spawn(self._models.look_after(self._config.judge_seconds))
         if self._config.freshen_seconds:
@@ -147,6 +153,7 @@ class System:
         self._background.stop()
         await self._machine.stop_background()
         self._log.flush()
+        self._states.flush()
         await self._machine.close()
 
     # ---------------------------------------------------------------------------------------------- events
@@ -303,6 +310,7 @@ class System:
 
         def forget(user_id: str) -> None:
             self._log.forget(user_id)
+            self._states.forget(user_id)
             self._people.forget(user_id)
 
         return await self._background.erase(user_id, forget)
@@ -373,13 +381,15 @@ class System:
 
     def _read_person(self, user_id: str) -> Stored | None:
         with self._machine.store.read() as connection:
-            found = stored_people.read(connection, [user_id]).get(user_id)
+            found = states.read_person(connection, user_id)
             if found is None:
                 return None
             done = stored_events.read_events(connection, user_id)
         done.sort(key=lambda event: event.timestamp)  # stable: by (timestamp, position)
         read = [Done(event.item_id, event.event_type, event.timestamp) for event in done]
-        return Stored(plain(found.attributes), read, found.created_at)
+        person, saved = found
+        kept = None if saved is None else Kept(saved.model_id, saved.position, saved.returning, saved.payload)
+        return Stored(plain(person.attributes), read, person.created_at, kept)
 
     def _read_cursors(self, user_ids: Sequence[str]) -> dict[str, Cursor]:
         with self._machine.store.read() as connection:
