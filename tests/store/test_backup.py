@@ -81,6 +81,7 @@ def test_a_restore_gives_back_every_row_and_every_file(
     """Into the store that it came from, and into an empty one of the other kind."""
     fill(store, home / "models", event_of)
     before, models = content(store), files(home / "models")
+    (home / "models" / "m1" / ".nfs0001").write_text("left by the file system")
     assert all(before.values()), "something in every table"
     made = back_up(store, home / "models", tmp_path / "palate.tar", 5.0)
     assert made.num_models == 2

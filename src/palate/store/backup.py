@@ -125,7 +125,10 @@ def _add_models(archive: tarfile.TarFile, connection: Connection, models: Path, 
                 raise StoreError(f"{folder}: the folder of a model that serves is missing; nothing was backed up")
             continue
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            name = f"models/{model.folder}/{path.relative_to(folder).as_posix()}"
+            inside = path.relative_to(folder)
+            if any(part.startswith(".") for part in inside.parts):
+                continue  # left by the file system, such as .nfs…; no model reads it, and no restore would take it
+            name = f"models/{model.folder}/{inside.as_posix()}"
             with path.open("rb") as content:
                 hashes[name] = hashlib.file_digest(content, "sha256").hexdigest()
                 size = content.tell()
