@@ -160,7 +160,7 @@ def test_lists_do_not_depend_on_what_is_kept(shop_home: Shop, script: list[tuple
             case ("evict",):
                 system._people.clear()
             case ("freshen",):
-                await system._machine.run(system._machine.upkeep, system._models._freshen, time.time())
+                await system._machine.keep_up(system._models._freshen, time.time())
             case ("promote",) if system.serving.variants.served.model.model_id != OTHER:
                 await system.promote(OTHER, 1.0)
             case ("rollback",) if system.serving.variants.served.model.model_id == OTHER:
@@ -236,7 +236,7 @@ def test_they_are_written_from_time_to_time_and_once(shop_home: Shop) -> None:
             assert len(first) == 70
             # Another list, other popularities, another visit to memory: nothing new was learned of them.
             lists_of(system, ["u1"])
-            await system._machine.run(system._machine.upkeep, system._models._freshen, time.time())
+            await system._machine.keep_up(system._models._freshen, time.time())
             lists_of(system, ["u1"])
             system._people.clear()
             lists_of(system, ["u1"])

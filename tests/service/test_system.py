@@ -260,7 +260,7 @@ def test_the_rows_of_items_follow_what_is_chosen(place: Place) -> None:
             rows = [EventIn(f"g{number}", f"garden-0{place}") for place in range(4)]
             await system.add_events([*rows, EventIn(f"g{number}", "fresh"), EventIn(f"g{number}", "toys-16")])
         assert ids(await system.recommend([gardener, stranger])) == before  # not yet
-        await system._machine.run(system._machine.upkeep, system._models._freshen, time.time())
+        await system._machine.keep_up(system._models._freshen, time.time())
         after = ids(await system.recommend([gardener, stranger]))
         assert after[1].index("toys-16") < before[1].index("toys-16")
         model = system.serving.variants.served.model

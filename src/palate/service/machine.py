@@ -7,6 +7,7 @@ writer commits, `upkeep` does what takes longer (new items, other models).
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,6 +21,8 @@ from palate.store import QueueFullError, Store, Writer
 
 T = TypeVar("T")
 _log = logging.getLogger("palate.service")
+_SWITCH = 0.0002
+"""Seconds."""
 
 
 class Machine:
@@ -31,7 +34,7 @@ class Machine:
         """Whether other processes write to the store too."""
         self.writer = Writer(store, max_waiting=max_waiting)
         self._turn = asyncio.Lock()
-        self.upkeep = ThreadPoolExecutor(1, "upkeep", partial(torch.set_num_threads, 1))
+        self._upkeep = ThreadPoolExecutor(1, "upkeep", partial(torch.set_num_threads, 1))
         self._readers = ThreadPoolExecutor(2, "readers")
         self._tasks: set[asyncio.Task[None]] = set()
         self.closing = False
@@ -63,9 +66,26 @@ class Machine:
 
     async def aside(self, function: Callable[[], T]) -> T:
         """Call something that may wait for the store, off the event loop; closing waits for it."""
-        return await self.run(self._readers, function)
+        return await self._run(self._readers, function)
 
-    async def run(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
+    async def keep_up(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call something long, one after the other, while lists are made.
+
+        The interpreter changes threads more often meanwhile: a list gives its turn up at every product of matrices, and
+        would wait the usual 5 ms each time to get it back.
+        """
+
+        def run() -> T:
+            usual = sys.getswitchinterval()
+            sys.setswitchinterval(_SWITCH)
+            try:
+                return function(*arguments)
+            finally:
+                sys.setswitchinterval(usual)
+
+        return await self._run(self._upkeep, run)
+
+    async def _run(self, pool: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function on one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
 
@@ -92,7 +112,7 @@ class Machine:
     async def close(self) -> None:
         """Write what waits, then end the threads."""
         await asyncio.get_running_loop().run_in_executor(None, self.writer.close)
-        for pool in (self.upkeep, self._readers):
+        for pool in (self._upkeep, self._readers):
             pool.shutdown(wait=True)
         self.store.close()
 

@@ -21,7 +21,7 @@ from palate.service.live import LiveConfig, Verdict, judge
 from palate.service.machine import Machine
 from palate.service.monitors import Monitors
 from palate.service.serving import Serving, Variants
-from palate.service.shelf import Item, Shelf, exchanged, refreshed
+from palate.service.shelf import Item, Shelf, exchanged, moved, refreshed
 from palate.store import Store, events, items, registry
 
 _log = logging.getLogger("palate.service")
@@ -82,7 +82,7 @@ class Models:
 
     async def refresh(self, revision: int) -> None:
         """Bring the shelves up to a revision of the store's items."""
-        await self._machine.run(self._machine.upkeep, self._refresh, revision)
+        await self._machine.keep_up(self._refresh, revision)
 
     async def watch(self, seconds: float, also: Callable[[], None]) -> None:
         """Follow what others write to the store: items, the pointer and, by `also`, what else is kept in memory."""
@@ -94,7 +94,7 @@ class Models:
                 )
                 await self.refresh(revision)
                 if changed != self._followed:
-                    await self._machine.run(self._machine.upkeep, self._follow)
+                    await self._machine.keep_up(self._follow)
                 await self._machine.aside(also)
             except PalateError as error:  # the store is away, or a model's folder: what serves goes on serving
                 _log.error("cannot follow the store: %s", error)
@@ -108,10 +108,10 @@ class Models:
         while True:
             await asyncio.sleep(seconds)
             try:
-                seen = await self._machine.run(self._machine.upkeep, events.settled, self._machine.store)
+                seen = await self._machine.keep_up(events.settled, self._machine.store)
                 if seen != newest:
                     newest = seen
-                    await self._machine.run(self._machine.upkeep, self._freshen, time.time())
+                    await self._machine.keep_up(self._freshen, time.time())
             except PalateError as error:
                 _log.error("the rows of items cannot follow the events: %s", error)
 
@@ -187,7 +187,7 @@ class Models:
             RefusedError: it cannot be; the message names no file of the server, the log does.
         """
         try:
-            await self._machine.run(self._machine.upkeep, self._shelve, model_id)
+            await self._machine.keep_up(self._shelve, model_id)
         except ModelError as error:
             _log.error("model %s is not served: %s", model_id, error)
             said = "could not be opened and verified; the server's log says why, and the models serve on as before"
@@ -203,7 +203,7 @@ class Models:
             model = await self._machine.write(move)
         except registry.RegistryError as error:
             raise RefusedError(str(error)) from None
-        await self._machine.run(self._machine.upkeep, self._follow)
+        await self._machine.keep_up(self._follow)
         return _out(model)
 
     # ------------------------------------------------------------------------------- on the thread for upkeep
@@ -278,7 +278,7 @@ def _fresh(shelf: Shelf, store: Store, now: float) -> Shelf:
         timestamp=pl.from_epoch((pl.col("timestamp") * 1e6).round().cast(pl.Int64), time_unit="us")
     )
     moment = datetime.fromtimestamp(now, UTC).replace(tzinfo=None)
-    return Shelf(model.with_item_events(both, now=moment), shelf.items, shelf.revision)
+    return moved(shelf, model.with_item_events(both, now=moment))
 
 
 def warmed(shelf: Shelf) -> Shelf:

@@ -23,6 +23,8 @@ from palate.service.contract import Condition, Filter, Value
 _FILTERS_KEPT = 256
 """Filters whose answers are kept for a shelf: shops ask the same few again and again."""
 _PROFILES_KEPT = 10_000
+_OF_ITEMS = ("number_of", "listed", "unlisted", "kinds")
+"""What a shelf computes once from its items and the vocabulary alone."""
 
 
 class Item(NamedTuple):
@@ -173,6 +175,13 @@ def refreshed(shelf: Shelf, changed: Iterable[Item], revision: int) -> Shelf:
     """The shelf after changes in the store; what is known to the model already keeps its vectors."""
     changes = {item.item_id: item for item in changed}
     return Shelf(_with_items(shelf.model, changes.values()), {**shelf.items, **changes}, revision)
+
+
+def moved(shelf: Shelf, model: Recommender) -> Shelf:
+    """The shelf with the same model after its items' rows have moved; what is known of the items is not asked again."""
+    other = Shelf(model, shelf.items, shelf.revision, _masks=shelf._masks, _profiles=shelf._profiles)
+    other.__dict__.update({name: shelf.__dict__[name] for name in _OF_ITEMS if name in shelf.__dict__})
+    return other
 
 
 def exchanged(shelf: Shelf, model: Recommender) -> Shelf:

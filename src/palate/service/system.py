@@ -79,7 +79,7 @@ class SystemConfig:
     """Rows that may wait to be written; beyond, the service is overloaded."""
     log_seconds: float = 0.05
     """How long a list waits at most to be logged; lists are logged together, after they are answered."""
-    states_seconds: float = 10.0
+    states_seconds: float = 60.0
     """How often the fast weights of those who were adapted to are stored, for after a restart; 0: not at all."""
     live: LiveConfig = field(default_factory=LiveConfig)
     """When live figures promote a canary, end it, or roll back."""

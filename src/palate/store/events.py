@@ -17,6 +17,8 @@ from palate.store.rows import NewEvent, StoredEvent
 from palate.store.schema import events
 from palate.store.store import Store
 
+_ROWS = 5_000
+"""Rows that are turned into columns at once."""
 WINDOW_SCHEMA = pl.Schema(
     {
         "user_id": pl.String(),
@@ -142,8 +144,12 @@ def read_window(connection: Connection, since: float, until: float) -> pl.DataFr
         .where(events.c.timestamp >= since, events.c.timestamp < until)
         .order_by(events.c.timestamp, events.c.seq)
     )
-    rows = connection.execute(query).fetchall()
-    return pl.DataFrame([tuple(row) for row in rows], schema=WINDOW_SCHEMA, orient="row")
+    # In parts: a call that makes hundreds of thousands of rows keeps every other thread from running.
+    parts = [
+        pl.DataFrame([tuple(row) for row in rows], schema=WINDOW_SCHEMA, orient="row")
+        for rows in connection.execute(query).partitions(_ROWS)
+    ]
+    return pl.concat([pl.DataFrame(schema=WINDOW_SCHEMA), *parts])
 
 
 def read_since(connection: Connection, after_seq: int, up_to_seq: int, limit: int) -> list[FollowedEvent]:
