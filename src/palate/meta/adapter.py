@@ -2,7 +2,7 @@
 
 `Head.begin` and `Head.adapt` are written for differentiation and for many people at once; for one person their time
 goes into the number of operations. Here those that depend on the support's size alone are kept, and a learner with a
-`quick` entry is computed in numpy, whose calls cost a third of PyTorch's. All others are adapted by the head itself.
+`quick` entry is computed in numpy, whose calls cost less than PyTorch's. All others are adapted by the head itself.
 """
 
 import math

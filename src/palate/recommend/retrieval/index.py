@@ -26,7 +26,7 @@ _MANY = 256
 
 _DROPPED_SHARE = 0.25
 """Efforts grow by the root of what is asked for, a dropped item counting this much: on item features of a shop with
-twenty purchases a person, .9955 of the first ten that are left are found, for .995 asked."""
+twenty purchases a person, .996 of the first ten that are left are found, for .995 asked."""
 _PAIRS = 65_536
 """Up to so many pairs of rows are compared each with each: sorting them takes longer."""
 
