@@ -14,11 +14,21 @@ from asking import Asking, ServerProcess
 from memory_service import MemoryService
 
 from palate.service.app import App, create_app
+from palate.service.home import Home
+from palate.store import Store
 
 
 @pytest.fixture
 def running() -> MemoryService:
     return MemoryService()
+
+
+@pytest.fixture
+def store(home: Home) -> Iterator[Store]:
+    """The store of a test's own `home`."""
+    opened = Store.open(home.database)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import shutil
 import stat
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,13 +33,6 @@ def home(tmp_path: Path, model: Recommender) -> Home:
         registry.promote(connection, model.model_id, time.time())
     store.close()
     return place
-
-
-@pytest.fixture
-def store(home: Home) -> Iterator[Store]:
-    opened = Store.open(home.database)
-    yield opened
-    opened.close()
 
 
 def as_before_signatures(home: Home) -> None:

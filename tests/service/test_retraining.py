@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -45,13 +44,6 @@ def home(tmp_path: Path, early_model: Recommender, shop: Dataset) -> Home:
     prepare(store, place, lambda: early_model, None)
     store.close()
     return place
-
-
-@pytest.fixture
-def store(home: Home) -> Iterator[Store]:
-    opened = Store.open(home.database)
-    yield opened
-    opened.close()
 
 
 def test_the_store_gives_back_the_data_set(store: Store, shop: Dataset) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 
 import polars as pl
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from palate.errors import DataError
-from palate.store import NewEvent, Store, events, items, jobs, keys, people, recommendations, states
+from palate.store import NewEvent, Store, events, items, jobs, keys, people, recommendations, schema, states
 from palate.store.attributes import as_frame, merged
 from palate.store.items import ItemChange
 from palate.store.keys import StoredKey
@@ -123,22 +123,28 @@ def test_weights_are_kept_for_people_who_are_known(store: Store, event_of: Make)
     def state(user_id: str, position: int, model_id: str = "m1", payload: bytes = b"\0\xff") -> SavedState:
         return SavedState(user_id, model_id, position, True, payload, 1.0)
 
+    def kept() -> list[SavedState]:
+        columns = [schema.states.c[name] for name in SavedState._fields]
+        with store.read() as connection:
+            return [SavedState(*row) for row in connection.execute(select(*columns).order_by("user_id"))]
+
     with store.write() as connection:
         events.append(connection, [event_of(user_id="ann"), event_of(user_id="bob")], 1.0)
         states.save(connection, [state("ann", 5), state("bob", 1), state("nobody", 1)])
         states.save(connection, [state("ann", 4, payload=b"older")])
         states.save(connection, [state("bob", 2, payload=b"newer")])
         states.save(connection, [])
-    with store.read() as connection:
-        found = states.load(connection, ["ann", "bob", "nobody"], "m1")
-        assert found == {"ann": state("ann", 5), "bob": state("bob", 2, payload=b"newer")}
-        assert states.load(connection, ["ann"], "m2") == {}
+    assert kept() == [state("ann", 5), state("bob", 2, payload=b"newer")]
     with store.write() as connection:
         states.save(connection, [state("ann", 1, "m2")])  # of another model, whatever it has seen
-        assert states.forget(connection, "m1") == 1
+    assert kept() == [state("ann", 1, "m2"), state("bob", 2, payload=b"newer")]
     with store.read() as connection:
-        assert states.load(connection, ["ann", "bob"], "m1") == {}
-        assert states.load(connection, ["ann", "bob"], "m2") == {"ann": state("ann", 1, "m2")}
+        ann, bob = (states.read_person(connection, name) for name in ("ann", "bob"))
+        assert ann is not None
+        assert ann[1] == state("ann", 1, "m2")
+        assert bob is not None
+        assert bob[1] is None, "it has seen more than is stored"
+        assert states.read_person(connection, "nobody") is None
 
 
 def test_lists_are_logged(store: Store) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import Connection, and_, bindparam, delete, or_, select
+from sqlalchemy import Connection, and_, bindparam, or_, select
 
 from palate.store.append import APPENDERS
 from palate.store.people import StoredPerson
@@ -77,18 +77,3 @@ def read_person(connection: Connection, user_id: str) -> tuple[StoredPerson, Sav
         return None
     width = len(StoredPerson._fields)
     return StoredPerson(*row[:width]), None if row[width] is None else SavedState(*row[width:])
-
-
-def load(connection: Connection, user_ids: Sequence[str], model_id: str) -> dict[str, SavedState]:
-    """Return what is kept of some people under a model, by user id."""
-    appender = APPENDERS[connection.dialect.name]
-    query = select(*(states.c[name] for name in SavedState._fields)).where(
-        appender.among(states.c.user_id, "wanted"), states.c.model_id == model_id
-    )
-    rows = connection.execute(query, {"wanted": appender.pack(list(user_ids))})
-    return {row.user_id: SavedState(*row) for row in rows}
-
-
-def forget(connection: Connection, model_id: str) -> int:
-    """Remove the states of a model that is no longer served; return how many there were."""
-    return connection.execute(delete(states).where(states.c.model_id == model_id)).rowcount
