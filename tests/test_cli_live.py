@@ -11,9 +11,12 @@ from sqlalchemy import update
 from typer.testing import CliRunner
 
 from palate.cli import app
+from palate.errors import DataError, ModelError, StoreError
 from palate.recommend import Recommender
 from palate.service.contract import EventIn, ListRequest
 from palate.service.home import Home
+from palate.service.live_report import live_report
+from palate.service.off_policy import LogConfig, off_policy_report
 from palate.service.opening import open_system, prepare
 from palate.service.system import SystemConfig
 from palate.service.trends import TrendConfig
@@ -90,6 +93,38 @@ def test_estimates_and_live_figures_are_printed(home: Home, model: Recommender) 
     assert json.loads(run("live", *place, "--json"))["rates"] == []  # none of the last day
     assert f"served   {model.model_id}" in run("live", *place, "--hours", "48")
     assert "no such store" in run("live", "--home", str(home.folder / "x"), code=2)
+
+
+def test_one_call_of_the_library_gives_what_the_commands_print(home: Home, model: Recommender) -> None:
+    show(home, model, 0.5)
+    place = ("--home", str(home.folder))
+    printed = json.loads(run("off-policy", *place, "--event", "purchase", "--json"))
+    told = off_policy_report(home.folder, config=LogConfig(kinds=("purchase",)))
+    assert (told.model_id, told.log.certain, told.log.sessions) == (model.model_id, 0, 0)
+    assert told.found.target.overlap._asdict() == printed["overlap"]
+    for name, value in told.found.target.values.items():
+        assert value.bootstrap._asdict() == printed["estimates"][name]["bootstrap"]
+    assert off_policy_report(str(home.folder), home.database, model_id=model.model_id).found == told.found
+    with pytest.raises(DataError, match="no exploration"):
+        off_policy_report(home.folder, days=1.0)
+    with pytest.raises(ModelError, match="not in the registry"):
+        off_policy_report(home.folder, model_id="nothing")
+
+    found = live_report(home.folder, trends=TrendConfig(window=48.0))
+    assert {key: rate._asdict() for key, rate in found.trends.rates.items()} == {
+        ("served", model.model_id): {"lists": 30, "chosen": 10, "converted": 10}
+    }
+    assert live_report(home.folder, home.database, now=time.time() - 40 * HOUR).trends.rates == {}
+    for call in (live_report, off_policy_report):
+        with pytest.raises(StoreError, match="no such store"):
+            call(home.folder / "x")
+
+
+def test_a_home_that_serves_nothing_says_so(tmp_path: Path) -> None:
+    Store.open(Home(tmp_path).database).close()
+    for call in (live_report, off_policy_report):
+        with pytest.raises(DataError, match=r"^[^\n]*no model is served yet[^\n]*$"):
+            call(tmp_path)
 
 
 def test_a_running_system_shows_what_comes_of_its_lists(home: Home, model: Recommender) -> None:

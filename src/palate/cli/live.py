@@ -1,7 +1,6 @@
 """What people do with lists, from a home's store: the models' live figures, and estimates of lists never shown."""
 
 import json
-import time
 from typing import Annotated, Any
 
 import typer
@@ -9,19 +8,10 @@ import typer
 from palate.cli.common import JsonOption, command
 from palate.cli.common import home as default_home
 from palate.cli.serve import HomeOption, StoreOption
-from palate.errors import DataError
 from palate.evaluation.off_policy import OffPolicyConfig, OffPolicyValue
-from palate.service.home import Home
-from palate.service.live import LiveConfig
-from palate.service.live_report import LiveReport, report
-from palate.service.models import plain
-from palate.service.off_policy import Log, LogConfig, LogReport, evaluate_log, greedy, read_log
-from palate.service.opening import load_model
-from palate.service.shelf import Item, make_shelf
+from palate.service.live_report import LiveReport, live_report
+from palate.service.off_policy import LogConfig, ModelReport, off_policy_report
 from palate.service.trends import TrendConfig
-from palate.store import Store, items, registry
-
-_DAY = 86_400.0
 
 
 @command("live")
@@ -38,21 +28,14 @@ def live(
     as_json: JsonOption = False,
 ) -> None:
     """Show how the models that serve do with people: choices and conversions, drift, the canary's sequential test."""
-    place, now = Home(home or default_home() / "service"), time.time()
-    opened = Store.open(store or place.database, create=False)
-    try:
-        served = _served(opened)
-        negative = load_model(opened, place, served).config.negative_events
-        conversions = tuple(conversion) if conversion else TrendConfig().conversions
-        config = TrendConfig(window=hours, horizon=horizon, conversions=conversions)
-        with opened.read() as connection:
-            found = report(connection, negative, LiveConfig(), config, now)
-    finally:
-        opened.close()
+    conversions = tuple(conversion) if conversion else TrendConfig().conversions
+    trends = TrendConfig(window=hours, horizon=horizon, conversions=conversions)
+    found = live_report(home or default_home() / "service", store, trends=trends)
     if as_json:
         print(json.dumps(_live_values(found), allow_nan=False))
         return
     pointers = found.pointers
+    served = "none" if pointers.served is None else pointers.served.model_id
     print(f"served {served}, canary {pointers.canary.model_id if pointers.canary else 'none'} ({pointers.share:.0%})")
     for (variant, model_id), rate in sorted(found.trends.rates.items()):
         print(f"{variant:<8} {model_id}  {rate.lists:>9,} lists  ctr {rate.ctr:.4f}  conversion {rate.conversion:.4f}")
@@ -87,24 +70,13 @@ def off_policy(
 
     In choices a list. Read are lists that explored, shown since the newest event that the model was trained on.
     """
-    place, now = Home(home or default_home() / "service"), time.time()
     estimates = OffPolicyConfig(clip=clip, level=level)
     config = LogConfig(horizon, tuple(event or ()), scenario, lists, estimates=estimates)
-    opened = Store.open(store or place.database, create=False)
-    try:
-        name = model_id or _served(opened)
-        model = load_model(opened, place, name)
-        since = max(now - _DAY * days, model.trained_until)
-        with opened.read() as connection:
-            log = read_log(connection, since, now, model.config.negative_events, config)
-            stored = [Item(row.item_id, plain(row.attributes), row.hidden) for row in items.read_all(connection)]
-            shelf = make_shelf(model, stored, items.newest_revision(connection))
-            found = evaluate_log(log, greedy(connection, shelf), config)
-    finally:
-        opened.close()
+    told = off_policy_report(home or default_home() / "service", store, model_id=model_id, days=days, config=config)
     if as_json:
-        print(json.dumps(_log_values(name, log, found)))
+        print(json.dumps(_log_values(told)))
         return
+    log, found = told.log, told.found
     overlap = found.target.overlap
     print(
         f"{overlap.num_contexts:,} lists of {overlap.num_people:,} people that explored "
@@ -118,14 +90,6 @@ def off_policy(
         f"overlap: {overlap.num_matched:,} items are the model's too, worth {overlap.effective_size:,.0f} of its own; "
         f"coverage {overlap.coverage:.2f}, largest weight {overlap.largest_weight:.1f}, {overlap.clipped:.1%} clipped"
     )
-
-
-def _served(store: Store) -> str:
-    with store.read() as connection:
-        served = registry.current(connection).served
-    if served is None:
-        raise DataError(f"{store.name}: no model is served yet; start with `palate serve --model FOLDER`")
-    return served.model_id
 
 
 def _span(value: OffPolicyValue) -> str:
@@ -160,12 +124,13 @@ def _live_values(found: LiveReport) -> dict[str, Any]:
     }
 
 
-def _log_values(model_id: str, log: Log, found: LogReport) -> dict[str, Any]:
+def _log_values(told: ModelReport) -> dict[str, Any]:
     def values(one: OffPolicyValue) -> dict[str, Any]:
         return {"asymptotic": one.asymptotic._asdict(), "bootstrap": one.bootstrap._asdict()}
 
+    log, found = told.log, told.found
     return {
-        "model_id": model_id,
+        "model_id": told.model_id,
         "left_out": {"certain": log.certain, "sessions": log.sessions},
         "as_shown": values(found.logged),
         "estimates": {name: values(value) for name, value in found.target.values.items()},

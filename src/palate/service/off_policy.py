@@ -13,8 +13,11 @@ that no outcome is used twice (cross-fitting: Chernozhukov et al., Double/Debias
 doi 10.1111/ectj.12097). It need not be right: the propensities are.
 """
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,18 +26,22 @@ from sqlalchemy import Connection, select
 
 from palate.errors import ConfigError, DataError
 from palate.evaluation.off_policy import OffPolicyConfig, OffPolicyReport, OffPolicyValue, evaluate_off_policy
+from palate.service.home import Home
 from palate.service.lists import adapt
+from palate.service.live_report import served_model
 from palate.service.models import plain
+from palate.service.opening import load_model
 from palate.service.people import Done, Person, Stored, fold
-from palate.service.shelf import Shelf
+from palate.service.shelf import Item, Shelf, make_shelf
+from palate.store import Store, items, recommendations
 from palate.store import events as stored_events
 from palate.store import people as stored_people
-from palate.store import recommendations
 from palate.store.recommendations import ShownList
 from palate.store.rows import StoredEvent
 from palate.store.schema import events
 
 _HOUR = 3600.0
+_DAY = 24 * _HOUR
 _TOGETHER = 1_000
 """People whose events are read together."""
 
@@ -85,6 +92,50 @@ class LogReport(NamedTuple):
     """What the lists that were shown earned: choices a list."""
     target: OffPolicyReport
     """What the target's would have earned."""
+
+
+class ModelReport(NamedTuple):
+    """What a home's log says of the best lists of a model in its registry."""
+
+    model_id: str
+    log: Log
+    found: LogReport
+
+
+def off_policy_report(
+    home: Path | str,
+    store: str | None = None,
+    *,
+    model_id: str | None = None,
+    days: float = 14.0,
+    config: LogConfig | None = None,
+    now: float | None = None,
+) -> ModelReport:
+    """Estimate from a home's log what a model's best lists would have earned: what `palate off-policy` prints.
+
+    Args:
+        home: folder of the service, while it serves or not.
+        store: its database; None: the SQLite file in the folder.
+        model_id: of the registry; None: the served one.
+        days: lists of so many days are read, but none from before the newest event that the model was trained on.
+        config: which of these lists, and how they are judged.
+        now: seconds since 1970 UTC; None: this moment.
+
+    Raises:
+        DataError: no model is served yet, no list explores, or too few lists say anything of the model's.
+        ModelError: there is no such model, or its folder cannot be read.
+        StoreError: there is no such store, or it cannot be read.
+    """
+    place, now = Home(Path(home)), time.time() if now is None else now
+    with closing(Store.open(store or place.database, create=False)) as opened:
+        name = model_id or served_model(opened)
+        model = load_model(opened, place, name)
+        since = max(now - _DAY * days, model.trained_until)
+        with opened.read() as connection:
+            log = read_log(connection, since, now, model.config.negative_events, config)
+            stored = [Item(row.item_id, plain(row.attributes), row.hidden) for row in items.read_all(connection)]
+            shelf = make_shelf(model, stored, items.newest_revision(connection))
+            return ModelReport(name, log, evaluate_log(log, greedy(connection, shelf), config))
 
 
 def read_log(
