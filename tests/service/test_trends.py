@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from palate.errors import ConfigError
+from palate.service import trends
 from palate.service.live import LiveConfig
 from palate.service.live_report import report
 from palate.service.monitors import Monitors
@@ -157,6 +158,17 @@ def test_adwin_finds_when_lists_stop_leading_to_choices(store: Store) -> None:
     after = read(store, reader, NOW + HOUR)
     assert after.changes >= 1
     assert after.mean < 0.2
+
+
+def test_of_many_lists_adwin_is_told_of_some_evenly_spread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trends, "_MOST", 100)
+    at = NOW - 1.5 * HOUR
+    add(store, *(shown(f"r{n:03}", at + n) for n in range(250)))
+    happen(store, at + 400, *(("u", "click", f"r{n:03}") for n in range(0, 250, 6)))
+    found = read(store, TrendReader(CONFIG))
+    assert found.width == 84, "every third"
+    assert found.mean == 42 / 84, "of those every other"
+    assert found.rates["served", "m"] == Rate(250, 42, 0), "rates are of all"
 
 
 def test_lists_are_found_by_time_and_events_by_number(store: Store) -> None:

@@ -8,8 +8,10 @@ writer commits, `upkeep` does what takes longer (new items, other models).
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Coroutine
+import threading
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -37,6 +39,7 @@ class Machine:
         self._upkeep = ThreadPoolExecutor(1, "upkeep", partial(torch.set_num_threads, 1))
         self._readers = ThreadPoolExecutor(2, "readers")
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = _Turns()
         self.closing = False
 
     async def write(self, operation: Callable[[Connection], T], after: Callable[[T], None] | None = None) -> T:
@@ -57,10 +60,14 @@ class Machine:
         Raises:
             StoreError: the store cannot be read.
         """
+        return await self.aside(partial(self._read, read))
+
+    async def study(self, read: Callable[[Connection], T]) -> T:
+        """Read what takes long, while lists are made; else like `read`."""
 
         def run() -> T:
-            with self.store.read() as connection:
-                return read(connection)
+            with self._turns.short():
+                return self._read(read)
 
         return await self.aside(run)
 
@@ -69,19 +76,11 @@ class Machine:
         return await self._run(self._readers, function)
 
     async def keep_up(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call something long, one after the other, while lists are made.
-
-        The interpreter changes threads more often meanwhile: a list gives its turn up at every product of matrices, and
-        would wait the usual 5 ms each time to get it back.
-        """
+        """Call something long, one after the other, while lists are made."""
 
         def run() -> T:
-            usual = sys.getswitchinterval()
-            sys.setswitchinterval(_SWITCH)
-            try:
+            with self._turns.short():
                 return function(*arguments)
-            finally:
-                sys.setswitchinterval(usual)
 
         return await self._run(self._upkeep, run)
 
@@ -116,7 +115,38 @@ class Machine:
             pool.shutdown(wait=True)
         self.store.close()
 
+    def _read(self, read: Callable[[Connection], T]) -> T:
+        with self.store.read() as connection:
+            return read(connection)
+
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("work in the background failed", exc_info=error)
+
+
+class _Turns:
+    """How often the interpreter changes threads.
+
+    While a thread computes long, more often: a list gives its turn up at every product of matrices, and would wait the
+    usual 5 ms each time to get it back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._usual = threading.Lock(), 0, 0.0
+
+    @contextmanager
+    def short(self) -> Iterator[None]:
+        """Often, until the last of those who asked for it is done."""
+        with self._lock:
+            if not self._inside:
+                self._usual = sys.getswitchinterval()
+                sys.setswitchinterval(_SWITCH)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    sys.setswitchinterval(self._usual)

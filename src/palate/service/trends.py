@@ -145,8 +145,10 @@ class TrendReader:
         found = {(variant, model_id): Rate(*map(int, numbers)) for variant, model_id, *numbers in rows}
         total = sum(rate.lists for rate in found.values())
         if total:
-            ordered = connection.scalars(select(each.c.chosen).order_by(each.c.at, each.c.recommendation_id))
-            for chosen in list(ordered)[:: ceil(total / _MOST)]:
+            number = func.row_number().over(order_by=(each.c.at, each.c.recommendation_id)).label("number")
+            numbered = select(each.c.chosen, number).subquery()
+            spread = numbered.c.number % ceil(total / _MOST) == (1 if total > _MOST else 0)
+            for chosen in connection.scalars(select(numbered.c.chosen).where(spread).order_by(numbered.c.number)):
                 self._changes += self._adwin.observe(float(chosen))
         return found
 
