@@ -15,11 +15,9 @@ from palate.meta.item_tasks import (
     ItemPosterior,
     ItemTaskConfig,
     fit_item_posterior,
-    fresh_counts,
     gather_choosers,
     known_by,
     popularity_of,
-    since_training,
     warm_rows,
 )
 
@@ -191,51 +189,6 @@ def test_the_rate_of_new_items_is_found() -> None:
     choices, days = posterior.rate.tolist()
     assert choices == pytest.approx(2.0, rel=0.2)
     assert choices / days == pytest.approx(0.5, rel=0.1)
-
-
-class TestFreshCounts:
-    def test_without_new_events_at_the_end_of_training_nothing_changes(self) -> None:
-        posterior = make_posterior()
-        counts = fresh_counts(posterior, 0.0, np.zeros(0, np.int64), np.zeros(0), 13, 100 * DAY, 0.5)
-        torch.testing.assert_close(counts, torch.cat([posterior.counts, torch.zeros(1)]))
-
-    def test_by_hand(self) -> None:
-        """100 days later twice the time has passed; a new item with 4 choices in its 40 days."""
-        posterior = make_posterior(counts=torch.full((12,), 50.0))
-        times = np.array([150.0, 160, 170, 180, 190, 110]) * DAY
-        counts = fresh_counts(posterior, 0.0, np.array([12, 12, 12, 12, 3, 3]), times, 13, 190 * DAY, 0.5)
-        assert counts[3] == pytest.approx(52 * 100 / 190)
-        assert counts[0] == pytest.approx(50 * 100 / 190)
-        assert counts[12] == pytest.approx(0.5 * 100 * (1 + 3) / (10 + 40))
-        plain = fresh_counts(posterior, 0.0, np.array([12, 12]), times[:2], 13, 190 * DAY, 0.0)
-        assert plain[12] == 2, "without trust in the rate choosers are counted"
-
-    def test_a_burst_is_no_more_than_the_most_popular(self) -> None:
-        items, times = np.full(9, 12), np.full(9, 100.1) * DAY
-        assert fresh_counts(make_posterior(), 0.0, items, times, 13, 100.1 * DAY, 1.0)[12] == 11
-
-    def test_a_new_item_that_is_no_longer_chosen_falls(self) -> None:
-        items, times = np.full(4, 12), np.full(4, 101.0) * DAY
-        days = (101, 110, 200)
-        fresh = [float(fresh_counts(make_posterior(), 0.0, items, times, 13, day * DAY, 1.0)[12]) for day in days]
-        assert fresh == sorted(fresh, reverse=True)
-        assert fresh[0] > 2 * fresh[2]
-
-    def test_with_a_half_life_old_choices_fade(self) -> None:
-        """One half-life without events; a choice of today weighs one, as one of the last day did in training."""
-        posterior = make_posterior(counts=torch.full((12,), 50.0))
-        counts = fresh_counts(posterior, 20.0, np.array([5]), np.array([120 * DAY]), 12, 120 * DAY, 0.5)
-        then, whole = 1 - 2 ** (-100 / 20), 1 - 2 ** (-120 / 20)
-        assert counts[5] == pytest.approx((25 + 1) * then / whole)
-        assert counts[0] == pytest.approx(25 * then / whole)
-
-    def test_only_what_came_after_training_counts(self) -> None:
-        people = [history([3, 12], [90 * DAY, 101 * DAY]), history([4], [101 * DAY])]
-        counts, told = since_training(make_posterior(), people, 13, 0.0, 101 * DAY, 0.5)
-        assert counts[3] == pytest.approx(3 * 100 / 101)
-        assert counts[4] == pytest.approx(5 * 100 / 101)
-        assert told.counts.tolist() == [1]
-        assert told.joint.toarray()[0].nonzero()[0].tolist() == [3], "but it says what the chooser had"
 
 
 @pytest.mark.parametrize("bad", [{"sizes": ()}, {"sizes": (0, 1)}, {"sizes": (3, 1)}, {"num_items": 0}, {"trust": 1.5}])

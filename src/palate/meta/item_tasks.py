@@ -239,46 +239,7 @@ def popularity_of(posterior: ItemPosterior, counts: Float[Tensor, "item"]) -> Fl
     return standard
 
 
-def fresh_counts(
-    posterior: ItemPosterior,
-    half_life: float,
-    items: Int64[np.ndarray, "choice"],
-    times: Float64[np.ndarray, "choice"],
-    num_items: int,
-    now: float,
-    trust: float,
-) -> Float[Tensor, "item"]:
-    """Choosers of every item as training would have counted them, had it seen as much time and ended now.
-
-    Args:
-        posterior: what was learned; its counts are what was there before.
-        half_life: of a choice, in days, as in training.
-        items: what was chosen since, by people who had not chosen it before.
-        times: when, in seconds since 1970-01-01.
-        num_items: all items, those in training first. A new one is taken to be on the shelf since its first choice.
-        now: the moment asked for, in seconds since 1970-01-01.
-        trust: share of a new item's rate that counts; its choosers so far count in any case.
-    """
-    begin, until, per_choice = posterior.shelf.tolist()
-    num_trained = len(posterior.counts)
-    weights = decay(now - times, half_life)
-    counts = np.bincount(items, weights, num_items).astype(np.float64)  # whole numbers where there are none
-    aged = posterior.counts.double().numpy() / per_choice * float(decay(np.array([now - until]), half_life)[0])
-    whole, then = _exposure(now - begin, half_life), _exposure(until - begin, half_life)
-    counts[:num_trained] = (counts[:num_trained] + aged) * (then / whole)
-    first = np.full(num_items, np.inf)
-    np.minimum.at(first, items, times)
-    new = np.flatnonzero(np.isfinite(first) & (np.arange(num_items) >= num_trained))
-    choices, days = posterior.rate.double().tolist()
-    later = counts[new] - decay(now - first[new], half_life)
-    rate = (choices + later) / (days + _exposure(now - first[new], half_life))
-    # A burst of an hour is no rate for years: the most popular item is the limit.
-    counts[new] = np.maximum(counts[new], np.minimum(trust * then * rate, posterior.counts.max().item() / per_choice))
-    counts *= per_choice
-    return torch.from_numpy(counts).float()
-
-
-def _exposure(seconds: Any, half_life: float) -> Any:
+def exposure(seconds: Any, half_life: float) -> Any:
     """Days on the shelf, each weighted as a choice of it is."""
     days = np.maximum(seconds, 0) / 86_400
     return days if half_life == 0 else half_life / np.log(2) * (1 - np.exp2(-days / half_life))
@@ -302,7 +263,7 @@ def _fit_rate(
     # In the first quarter nobody can tell what is new; who came on the last day has shown nothing yet.
     fresh = (first > begin + 0.25 * (until - begin)) & (first < until - 86_400)
     chosen = fresh if fresh.sum() >= _FEWEST else np.ones_like(fresh)
-    count, days = later[chosen], np.maximum(_exposure(until - first[chosen], half_life), 1e-3)
+    count, days = later[chosen], np.maximum(exposure(until - first[chosen], half_life), 1e-3)
 
     def loss(logs: Float64[np.ndarray, "2"]) -> float:
         choices, span = np.exp(logs)
@@ -314,31 +275,6 @@ def _fit_rate(
     found = minimize(loss, begin_at, method="Nelder-Mead", bounds=[(-7, 7), (-7, 14)])
     choices, span = np.exp(found.x)
     return float(choices), float(span)
-
-
-def since_training(
-    posterior: ItemPosterior,
-    histories: Sequence[History],
-    num_items: int,
-    half_life: float,
-    now: float,
-    trust: float,
-) -> tuple[Float[Tensor, "item"], Choosers]:
-    """Count what people chose after training, and collect the choosers of the items that are new."""
-    num_trained, until = len(posterior.counts), float(posterior.shelf[1])
-    users, places, times, starts = _choices(histories, num_items)
-    items = np.repeat(np.arange(num_items), np.diff(starts))
-    late = times > until
-    counts = fresh_counts(posterior, half_life, items[late], times[late], num_items, now, trust)
-    new = range(num_trained, num_items)
-    people = [
-        [
-            known_by(histories[user], place)
-            for user, place in zip(users[start:stop].tolist(), places[start:stop].tolist(), strict=True)
-        ]
-        for start, stop in zip(starts[num_trained:-1].tolist(), starts[num_trained + 1 :].tolist(), strict=True)
-    ]
-    return counts, gather_choosers(new, people, num_trained)
 
 
 def rank_of(items: Items, evidence: EvidenceConfig) -> int:

@@ -29,7 +29,8 @@ from palate.errors import ConfigError, DataError, ModelError
 from palate.meta.adapter import Adapter
 from palate.meta.evidence import FeatureSpace, Rotation
 from palate.meta.head import Head, Items, Profile, make_head, metric, search_query, search_rows
-from palate.meta.item_tasks import ItemPosterior, popularity_of, since_training, warm_rows
+from palate.meta.item_choices import ItemChoices
+from palate.meta.item_tasks import ItemPosterior
 from palate.meta.learner import Fast, Params
 from palate.meta.tasks import make_support, make_supports
 from palate.meta.training import score_supports
@@ -358,23 +359,27 @@ class Recommender:
             raise DataError(f"events: one is at {late['timestamp'][0]}, after now ({moment}); leave it out")
         log = log.filter(pl.col("item_id").is_in(list(self.vocabulary.ids)))
         people = build_histories(log, self.vocabulary, self.config.negative_events)
-        histories = [_after(self.users.get(user, EMPTY_HISTORY), history) for user, history in people.items()]
-        known, evidence = self.num_trained, self.config.evidence
-        counts, told = since_training(
-            self.item_posterior,
-            histories,
-            len(self.vocabulary),
-            evidence.half_life,
-            (moment - datetime(1970, 1, 1)).total_seconds(),
-            self.config.item_tasks.trust,
+        choices = self.no_choices()
+        choices.exchange(
+            {}, {user: _after(self.users.get(user, EMPTY_HISTORY), since) for user, since in people.items()}
         )
+        return self.with_item_choices(choices, (moment - datetime(1970, 1, 1)).total_seconds())
+
+    def no_choices(self) -> ItemChoices:
+        """Return what `with_item_choices` reads before anything was chosen; fill it with whole histories."""
+        return ItemChoices(self.item_posterior, self.config.evidence.half_life)
+
+    def with_item_choices(self, choices: ItemChoices, now: float) -> "Recommender":
+        """Like `with_item_events`, from choices that are kept up as events come: each counts once however often read.
+
+        Args:
+            choices: begun by `no_choices` of a recommender with the same weights.
+            now: the moment up to which the shelf time of items is counted, in seconds since 1970-01-01.
+        """
+        base = self.items if self.base is None else self.base
         with torch.inference_mode():
-            trained, prior = (Items(*(column[some] for column in base)) for some in (slice(known), slice(known, None)))
-            warm = warm_rows(
-                self.item_posterior, self.config.item_tasks, evidence, self.space, trained, prior, told, counts[known:]
-            )
-            trained = trained._replace(popularity=popularity_of(self.item_posterior, counts[:known]))
-        moved = replace(self, items=_joined(trained, warm), base=base)
+            items = choices.rows(base, now, self.config.item_tasks, self.config.evidence, self.space)
+        moved = replace(self, items=items, base=base)
         self._hand_index(moved, lambda index: index.with_vectors(search_rows(moved.items).numpy()))
         return moved
 

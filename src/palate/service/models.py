@@ -8,21 +8,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from functools import partial
 
-import polars as pl
 from sqlalchemy import Connection
 
 from palate.errors import ModelError, PalateError
 from palate.recommend import Recommender
 from palate.service.contract import ModelOut, NotFoundError, RefusedError
+from palate.service.item_follower import ItemFollower
 from palate.service.live import LiveConfig, Verdict, judge
 from palate.service.machine import Machine
 from palate.service.monitors import Monitors
 from palate.service.serving import Serving, Variants
 from palate.service.shelf import Item, Shelf, exchanged, moved, refreshed
-from palate.store import Store, events, items, registry
+from palate.store import erasure, events, items, registry
 
 _log = logging.getLogger("palate.service")
 
@@ -44,6 +43,10 @@ class Models:
         self._load, self._live, self._followed = load, live, followed
         self._spare: Shelf | None = None
         """Of a model that is about to serve or has just stopped to, so that going back takes no time."""
+        self._followers: dict[str, ItemFollower] = {}
+        """By model id."""
+        self._fresh: object = None
+        """What the rows of items have taken in."""
 
     async def all(self) -> list[ModelOut]:
         """All of the registry, newest first."""
@@ -104,14 +107,10 @@ class Models:
 
         This is what changes lists of people who did nothing, so it happens at intervals and not with every event.
         """
-        newest = -1
         while True:
             await asyncio.sleep(seconds)
             try:
-                seen = await self._machine.keep_up(events.settled, self._machine.store)
-                if seen != newest:
-                    newest = seen
-                    await self._machine.keep_up(self._freshen, time.time())
+                await self._machine.keep_up(self._freshen, time.time())
             except PalateError as error:
                 _log.error("the rows of items cannot follow the events: %s", error)
 
@@ -128,7 +127,7 @@ class Models:
                 pointers = await self._machine.read(registry.current)
                 verdict = self._by_vitals(pointers)
                 if verdict is None and number % 10 == 0:
-                    verdict = await self._machine.read(partial(self._by_people, pointers))
+                    verdict = await self._machine.study(partial(self._by_people, pointers))
                 if verdict is not None and verdict.decision != "undecided":
                     await self._act(pointers, verdict)
             except PalateError as error:
@@ -248,37 +247,23 @@ class Models:
         self._serving.variants = Variants(served, canary, variants.share)
 
     def _freshen(self, now: float) -> None:
-        variants = self._serving.variants
-        served = warmed(_fresh(variants.served, self._machine.store, now))
-        canary = None if variants.canary is None else warmed(_fresh(variants.canary, self._machine.store, now))
-        self._serving.variants = Variants(served, canary, variants.share)
-
-
-def _fresh(shelf: Shelf, store: Store, now: float) -> Shelf:
-    """The shelf after the events since its model was trained."""
-    model = shelf.model
-    trained = set(model.vocabulary.ids[: model.num_trained])
-    with store.read() as connection:
-        log = events.read_window(connection, model.trained_until, now)
-        known = set(log.filter(~pl.col("item_id").is_in(list(trained)))["user_id"].unique())
-        # What the choosers of new items had chosen before says what the items are like.
-        before = events.read_of_people(connection, sorted(known))
-    columns = {"user_id": pl.String, "item_id": pl.String, "event_type": pl.String, "timestamp": pl.Float64}
-    earlier = pl.DataFrame(
-        [
-            (event.user_id, event.item_id, event.event_type, event.timestamp)
-            for done in before.values()
-            for event in done
-            if event.timestamp < model.trained_until
-        ],
-        schema=columns,
-        orient="row",
-    )
-    both = pl.concat([earlier, log.select(list(columns))]).with_columns(
-        timestamp=pl.from_epoch((pl.col("timestamp") * 1e6).round().cast(pl.Int64), time_unit="us")
-    )
-    moment = datetime.fromtimestamp(now, UTC).replace(tzinfo=None)
-    return moved(shelf, model.with_item_events(both, now=moment))
+        """Begin anew for models that have just come, forget those that went; without news do nothing."""
+        variants, store = self._serving.variants, self._machine.store
+        with store.read() as connection:
+            erasures = erasure.count(connection)
+        up_to = events.settled(store)
+        shelves = [shelf for shelf in (variants.served, variants.canary) if shelf is not None]
+        news = (up_to, erasures, [(shelf.model.model_id, shelf.revision) for shelf in shelves])
+        if news == self._fresh:
+            return
+        ids = [shelf.model.model_id for shelf in shelves]
+        self._followers = {model_id: self._followers.get(model_id) or ItemFollower() for model_id in ids}
+        fresh: list[Shelf] = []
+        for shelf in shelves:
+            choices = self._followers[shelf.model.model_id].catch_up(store, shelf.model, up_to)
+            fresh.append(warmed(moved(shelf, shelf.model.with_item_choices(choices, now))))
+        self._serving.variants = Variants(fresh[0], fresh[1] if len(fresh) > 1 else None, variants.share)
+        self._fresh = news
 
 
 def warmed(shelf: Shelf) -> Shelf:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 
 from palate.errors import StoreError
 from palate.store.schema import erasures, events, people, recommendations, states
@@ -59,6 +59,11 @@ def erase(connection: Connection, salt: bytes, user_id: str, now: float) -> Eras
     erased = Erased(digest_of(salt, user_id), now, num_events, num_lists)
     connection.execute(insert(erasures).values(digest=erased.digest, at=now))
     return erased
+
+
+def count(connection: Connection) -> int:
+    """Return how many erasures there were; what was summed over people holds as long as there are no more."""
+    return connection.scalar(select(func.count()).select_from(erasures)) or 0
 
 
 def finish(store: Store, log: Path, user_ids: Sequence[str] | None = None) -> None:

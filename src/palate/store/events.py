@@ -4,11 +4,11 @@
 microseconds a row.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import polars as pl
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, CursorResult, bindparam, case, func, select
 
 from palate.errors import DataError
 from palate.store.append import APPENDERS
@@ -29,6 +29,15 @@ WINDOW_SCHEMA = pl.Schema(
         "session_id": pl.String(),
         "event_id": pl.String(),
         "recommendation_id": pl.String(),
+    }
+)
+CHOICE_SCHEMA = pl.Schema(
+    {
+        "user_id": pl.String(),
+        "item_id": pl.String(),
+        "event_type": pl.String(),
+        "seconds": pl.Float64(),
+        "seq": pl.Int64(),
     }
 )
 
@@ -134,6 +143,37 @@ def read_of_people(connection: Connection, user_ids: Sequence[str]) -> dict[str,
     return found
 
 
+def people_since(connection: Connection, after_seq: int, up_to_seq: int, since: float | None = None) -> list[str]:
+    """Return who has events stored after one and up to another, by id.
+
+    Args:
+        connection: a snapshot.
+        after_seq: for instance 0.
+        up_to_seq: what `settled` said before this snapshot began.
+        since: only events that happened after this time count.
+    """
+    query = select(events.c.user_id).distinct().where(events.c.seq > after_seq, events.c.seq <= up_to_seq)
+    if since is not None:
+        query = query.where(events.c.timestamp > since)
+    return list(connection.scalars(query.order_by(events.c.user_id)))
+
+
+def read_choices(connection: Connection, user_ids: Sequence[str], up_to_seq: int) -> pl.DataFrame:
+    """Return what people did up to an event, by person and time.
+
+    Columns: `CHOICE_SCHEMA`; `seconds` is the time of the event since 1970 UTC or, where a client's clock is ahead,
+    that of its receipt.
+    """
+    appender = APPENDERS[connection.dialect.name]
+    moment = case((events.c.timestamp > events.c.received_at, events.c.received_at), else_=events.c.timestamp)
+    query = (
+        select(events.c.user_id, events.c.item_id, events.c.event_type, moment.label("seconds"), events.c.seq)
+        .where(appender.among(events.c.user_id, "wanted"), events.c.seq <= up_to_seq)
+        .order_by(events.c.user_id, moment, events.c.position)
+    )
+    return _frame(connection.execute(query, {"wanted": appender.pack(user_ids)}), CHOICE_SCHEMA)
+
+
 def read_window(connection: Connection, since: float, until: float) -> pl.DataFrame:
     """Return the events with `since <= timestamp < until`, sorted by time and, within the same, by order of storing.
 
@@ -144,12 +184,15 @@ def read_window(connection: Connection, since: float, until: float) -> pl.DataFr
         .where(events.c.timestamp >= since, events.c.timestamp < until)
         .order_by(events.c.timestamp, events.c.seq)
     )
-    # In parts: a call that makes hundreds of thousands of rows keeps every other thread from running.
+    return _frame(connection.execute(query), WINDOW_SCHEMA)
+
+
+def _frame(found: CursorResult[Any], schema: Mapping[str, Any]) -> pl.DataFrame:
+    """Rows as columns, in parts: a call that makes hundreds of thousands of rows keeps other threads from running."""
     parts = [
-        pl.DataFrame([tuple(row) for row in rows], schema=WINDOW_SCHEMA, orient="row")
-        for rows in connection.execute(query).partitions(_ROWS)
+        pl.DataFrame([tuple(row) for row in rows], schema=schema, orient="row") for rows in found.partitions(_ROWS)
     ]
-    return pl.concat([pl.DataFrame(schema=WINDOW_SCHEMA), *parts])
+    return pl.concat([pl.DataFrame(schema=schema), *parts])
 
 
 def read_since(connection: Connection, after_seq: int, up_to_seq: int, limit: int) -> list[FollowedEvent]:

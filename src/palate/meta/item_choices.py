@@ -1,0 +1,151 @@
+"""What people chose after training, held so that one more event costs what its person's history is long.
+
+Of an item in training the decayed number of its choosers is enough, a sum; of an item that came later its choosers
+are held, for its row follows from what else they had chosen (`palate.meta.item_tasks`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from palate.data.episodes import History
+from palate.meta.evidence import EvidenceConfig, FeatureSpace, decay
+from palate.meta.head import Items
+from palate.meta.item_tasks import (
+    Choosers,
+    ItemPosterior,
+    ItemTaskConfig,
+    exposure,
+    gather_choosers,
+    known_by,
+    popularity_of,
+    warm_rows,
+)
+
+
+class _Chooser(NamedTuple):
+    at: float
+    known: Int64[np.ndarray, "other"]
+    """What they had chosen by then, this item included."""
+
+
+@final
+class ItemChoices:
+    """First choices of items after training, by anybody; changed in place, in any order of people."""
+
+    def __init__(self, posterior: ItemPosterior, half_life: float) -> None:
+        """Nothing was chosen yet.
+
+        Args:
+            posterior: what training learned of items.
+            half_life: of a choice, in days, as in training.
+        """
+        self._posterior, self._half_life = posterior, half_life
+        self._num_trained = len(posterior.counts)
+        self._until = self._moment = float(posterior.shelf[1])
+        self._sums = np.zeros(self._num_trained)
+        """Of each item in training its choices since, each weighing what it does at `_moment`."""
+        self._choosers: dict[int, dict[str, _Chooser]] = {}
+        """Of each item that came later and was chosen, by person."""
+
+    def exchange(self, before: Mapping[str, History], after: Mapping[str, History]) -> None:
+        """Take people's histories out as they were and in as they are.
+
+        Args:
+            before: by person; those of whom nothing was taken in may be missing.
+            after: likewise; those who are to count no more may be missing.
+        """
+        self._add(list(before.values()), -1.0)
+        self._add(list(after.values()), 1.0)
+        for user, history in before.items():
+            for place in self._new(history):
+                del self._choosers[int(history.items[place])][user]
+        for user, history in after.items():
+            for place in self._new(history):
+                chooser = _Chooser(float(history.times[place]), known_by(history, place))
+                self._choosers.setdefault(int(history.items[place]), {})[user] = chooser
+
+    def counts(self, num_items: int, now: float, trust: float) -> Float[Tensor, "item"]:
+        """Choosers of every item as training would have counted them, had it seen as much time and ended now.
+
+        Args:
+            num_items: all items, those in training first. A new one is taken to be on the shelf since its first choice.
+            now: the moment asked for, in seconds since 1970-01-01.
+            trust: share of a new item's rate that counts; its choosers so far count in any case.
+        """
+        half_life, num_trained, most = self._half_life, self._num_trained, self._posterior.counts.max().item()
+        begin, until, per_choice = self._posterior.shelf.tolist()
+        counts = np.zeros(num_items)
+        aged = self._posterior.counts.double().numpy() / per_choice * self._faded(until, now)
+        whole, then = exposure(now - begin, half_life), exposure(until - begin, half_life)
+        counts[:num_trained] = (self._sums * self._faded(self._moment, now) + aged) * (then / whole)
+        choices, days = self._posterior.rate.double().tolist()
+        for item, choosers in self._choosers.items():
+            if not choosers:
+                continue
+            times = np.sort([chooser.at for chooser in choosers.values()])
+            chosen = float(decay(now - times, half_life).sum())
+            later = chosen - self._faded(float(times[0]), now)
+            rate = (choices + later) / (days + exposure(now - times[0], half_life))
+            # A burst of an hour is no rate for years: the most popular item is the limit.
+            counts[item] = max(chosen, min(trust * then * rate, most / per_choice))
+        counts *= per_choice
+        return torch.from_numpy(counts).float()
+
+    def choosers(self, num_items: int) -> Choosers:
+        """Who chose each of the items that came after training, as `item_tasks.warm_rows` reads it."""
+        new = range(self._num_trained, num_items)
+        people = [
+            [chooser.known for _, chooser in sorted(self._choosers.get(item, {}).items(), key=_by_time)] for item in new
+        ]
+        return gather_choosers(new, people, self._num_trained)
+
+    def rows(
+        self, base: Items, now: float, config: ItemTaskConfig, evidence: EvidenceConfig, space: FeatureSpace
+    ) -> Items:
+        """Rows of all items after these choices: of those in training the popularity moves, of chosen new ones all.
+
+        Args:
+            base: the rows that training left, and of new items those that content foretells.
+            now: the moment that counts as today, in seconds since 1970-01-01.
+            config: how a new item's row follows its first events.
+            evidence: how the evidence was fitted.
+            space: for the part of the features that follows from the vector.
+        """
+        known, num_items = self._num_trained, len(base.features)
+        counts = self.counts(num_items, now, config.trust)
+        trained, prior = (Items(*(column[some] for column in base)) for some in (slice(known), slice(known, None)))
+        new = warm_rows(
+            self._posterior, config, evidence, space, trained, prior, self.choosers(num_items), counts[known:]
+        )
+        trained = trained._replace(popularity=popularity_of(self._posterior, counts[:known]))
+        return Items(*(torch.cat(pair) for pair in zip(trained, new, strict=True)))
+
+    def _add(self, histories: Sequence[History], sign: float) -> None:
+        """Add choices of items in training to the sums."""
+        if not histories:
+            return
+        items = np.concatenate([history.items for history in histories])
+        times = np.concatenate([history.times for history in histories])
+        counted = (times > self._until) & (items < self._num_trained)
+        items, times = items[counted], times[counted]
+        newest = float(times.max(initial=self._moment))
+        self._sums *= self._faded(self._moment, newest)
+        self._moment = newest
+        self._sums += np.bincount(items, sign * decay(newest - times, self._half_life), self._num_trained)
+
+    def _new(self, history: History) -> list[int]:
+        """Places of the choices of items that came after training."""
+        found: list[int] = np.flatnonzero((history.items >= self._num_trained) & (history.times > self._until)).tolist()
+        return found
+
+    def _faded(self, then: float, now: float) -> float:
+        return float(decay(np.array([now - then]), self._half_life)[0])
+
+
+def _by_time(one: tuple[str, _Chooser]) -> tuple[float, str]:
+    return one[1].at, one[0]
