@@ -71,7 +71,7 @@ def test_estimates_and_live_figures_are_printed(home: Home, model: Recommender) 
     show(home, model, 0.5)
     found = json.loads(run("off-policy", *place, "--json"))
     assert found["model_id"] == model.model_id
-    assert found["left_out"] == {"certain": 30, "sessions": 0}
+    assert found["left_out"] == {"certain": 30, "sessions": 0, "unmade": 0}
     assert found["as_shown"]["asymptotic"]["mean"] == pytest.approx(1 / 3)
     assert set(found["estimates"]) == {"ips", "snips", "dr"}
     assert found["overlap"]["num_people"] == 30

@@ -1,22 +1,25 @@
 """From a store's log to estimates: a planted world whose truth is known, and the real model end to end."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from palate.data.dataset import Dataset
 from palate.errors import ConfigError, DataError
 from palate.evaluation.off_policy import OffPolicyConfig
 from palate.recommend import Recommender
-from palate.service.contract import ListRequest
+from palate.service.asked import asked_of
+from palate.service.contract import Condition, Filter, ListRequest
 from palate.service.home import Home
 from palate.service.lists import ListConfig, adapt, make_list
 from palate.service.models import plain
 from palate.service.off_policy import Log, LogConfig, evaluate_log, greedy, read_log
 from palate.service.opening import prepare
 from palate.service.people import Done, Person, Stored, fold
-from palate.service.shelf import Item, make_shelf
+from palate.service.shelf import Item, Shelf, make_shelf
 from palate.store import NewEvent, Store, events, items, recommendations
 from palate.store.recommendations import ShownList
 
@@ -193,13 +196,106 @@ def test_a_models_lists_are_those_that_the_service_would_have_made_then(tmp_path
         places = {one.recommendation_id: place for place, one in enumerate(lists)}
         assert plan(log.lists) == [best[places[one.recommendation_id]] for one in log.lists]
         assert len(log.lists) > 15
-        assert len({tuple(one) for one in plan(log.lists)}) > 10, "people move on"
+        assert len({tuple(one or ()) for one in plan(log.lists)}) > 10, "people move on"
         found = evaluate_log(log, plan, CONFIG)
     store.close()
     assert found.logged.asymptotic.mean == 1.0  # one choice a list
     assert found.target.overlap.coverage > 0.5
     for value in found.target.values.values():
         assert np.isfinite([*value.asymptotic, *value.bootstrap]).all()
+
+
+@pytest.fixture
+def shelf(model: Recommender, shop: Dataset) -> Shelf:
+    rows = shop.items.frame.iter_rows(named=True)
+    stored = [Item(row["item_id"], {"taste": row["item_id"].split("-")[0]}, False) for row in rows]
+    return make_shelf(model, stored, 0)
+
+
+def test_a_list_is_made_again_for_what_was_asked(store: Store, shelf: Shelf) -> None:
+    """Everyone has bought two toys; each list is made again as the service would make it, without chance in it."""
+    bought = ("toys-01", "toys-02")
+    toys = Filter(all=(Condition("taste", "eq", "toys"),))
+    gardens = Filter(none=(Condition("taste", "in", ("toys", "kitchen")),))
+    requests = [
+        ListRequest("plain"),
+        ListRequest("short", k=3),
+        ListRequest("filtered", filter=gardens),
+        ListRequest("all toys", filter=toys, k=40),
+        ListRequest("all toys, those had too", filter=toys, k=40, include_seen=True),
+        ListRequest("excluded", filter=toys, exclude=("toys-03", "toys-04", "unknown"), k=40),
+        ListRequest("varied", diversity=0.9),
+    ]
+    rng, at = np.random.default_rng(0), NOW - 30 * HOUR
+    done = [Done(item, "purchase", at - HOUR) for item in bought]
+    lists, wanted = {}, {}
+    for request in requests:
+        user = str(request.user_id)
+        state = adapt(shelf, fold(Stored({}, done), ()), at).state
+        made = make_list(shelf, state, replace(request, explore="thompson"), ListConfig(), rng)
+        one = shown(user, user, at, [line.item_id for line in made], [line.propensity for line in made])
+        lists[user] = one._replace(asked=asked_of(request))
+        wanted[user] = [line.item_id for line in make_list(shelf, state, request, ListConfig(), rng)]
+    with store.write() as connection:
+        recommendations.add(connection, list(lists.values()))
+        for user in lists:
+            before = [NewEvent(f"{user} {item}", user, item, "purchase", at - HOUR) for item in bought]
+            events.append(connection, before, at - HOUR)
+    with store.read() as connection:
+        read = recommendations.read_window(connection, 0.0, NOW)
+        found = dict(zip([str(one.user_id) for one in read], greedy(connection, shelf)(read), strict=True))
+    assert found == wanted
+    assert len(wanted["plain"]) == 10
+    assert wanted["short"] == wanted["plain"][:3]
+    assert {item.split("-")[0] for item in wanted["filtered"]} == {"garden"}
+    every = {f"toys-{number:02}" for number in range(20)}
+    assert set(wanted["all toys"]) == every - {*bought}
+    assert set(wanted["all toys, those had too"]) == every
+    assert set(wanted["excluded"]) == every - {*bought, "toys-03", "toys-04"}
+    assert wanted["varied"] != wanted["plain"]
+
+
+def test_the_target_gives_no_probability_to_what_a_filter_forbids(store: Store, shelf: Shelf) -> None:
+    """Newcomers are offered toys alone, by chance; a target that forgot the filter would want other things."""
+    toys = Filter(all=(Condition("taste", "eq", "toys"),))
+    asked = asked_of(ListRequest("u", k=5, filter=toys))
+    rng, at = np.random.default_rng(0), NOW - 30 * HOUR
+    lists = []
+    for number in range(60):
+        drawn = [f"toys-{place:02}" for place in rng.permutation(20)[:5]]
+        lists.append(shown(f"r{number}", f"u{number}", at, drawn, [0.25] * 5)._replace(asked=asked))
+    with store.write() as connection:
+        recommendations.add(connection, lists)
+    with store.read() as connection:
+        log, plan = read_log(connection, 0.0, NOW, NEGATIVE, CONFIG), greedy(connection, shelf)
+        planned = plan(log.lists)
+        found = evaluate_log(log, plan, CONFIG)
+        forgotten = plan([one._replace(asked=None) for one in log.lists])
+    assert all(item.startswith("toys-") for items in planned for item in items or ["none"])
+    assert not all(item.startswith("toys-") for items in forgotten for item in items or ["none"])
+    assert found.unmade == 0
+    assert found.target.overlap.coverage > 0.8
+
+
+def test_lists_that_cannot_be_made_again_are_counted(store: Store, shelf: Shelf) -> None:
+    at, toys = NOW - 30 * HOUR, [f"toys-{number:02}" for number in range(5)]
+    gone = ListRequest("u", k=5, filter=Filter(all=(Condition("colour", "eq", "red"),)))
+    long = ListRequest("u", k=5, exclude=("x" * 200,) * 100)
+    rest = ListRequest("u", filter=Filter(all=(Condition("taste", "eq", "toys"),)), k=5)
+    lists = [
+        shown(f"{kind}{number}", f"u{number}", at, toys, [0.5] * 5)._replace(asked=asked_of(request))
+        for number in range(3)
+        for kind, request in {"gone": gone, "long": long, "rest": rest}.items()
+    ]
+    with store.read() as connection:
+        plan = greedy(connection, shelf)
+        found = evaluate_log(Log(lists, frozenset([("gone0", "toys-01")]), 0, 0), plan, CONFIG)
+        assert found.unmade == 6
+        assert found.target.overlap.num_contexts == 3
+        assert found.logged.asymptotic.mean == 0.0  # of the same lists
+        lost = Log([one for one in lists if not one.recommendation_id.startswith("rest")], frozenset(), 0, 0)
+        with pytest.raises(DataError, match=r"^log: none of 6 lists can be made again[^\n]*$"):
+            evaluate_log(lost, plan, CONFIG)
 
 
 @pytest.mark.parametrize("settings", [{"horizon": 0.0}, {"most": 0}, {"shrink": -1.0}])

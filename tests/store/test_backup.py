@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import MetaData, select, text
 
 from palate.errors import StoreError
 from palate.recommend.signing import make_key, read_key, verify
@@ -45,7 +45,8 @@ def fill(store: Store, models: Path, event_of: Make) -> None:
         events.append(connection, [event_of("a"), event_of("b", session_id="s", weight=0.1), event_of("c", "bob")], 1.0)
         items.upsert(connection, [ItemChange("pot", {"price": 2, "title": 'a "pot"\n'}), ItemChange("lid", {})], 1.0)
         save_states(connection, [SavedState("ann", "m1", 2, False, b"\0\xff\n", 1.0)])
-        lists.add(connection, [ShownList("l1", "ann", False, "m1", "served", "d", 1.0, ["pot"], [0.1], [1 / 3])])
+        shown = ShownList("l1", "ann", False, "m1", "served", "d", 1.0, ["pot"], [0.1], [1 / 3])
+        lists.add(connection, [shown, shown._replace(recommendation_id="l2", asked={"k": 1, "exclude": ["é"]})])
         for number, name in enumerate(("m1", "m2", "gone")):
             registry.add(connection, Model(name, name, "candidate", float(number), None, {"x": 1}, "ab" * 32))
         registry.promote(connection, "m1", 1.0)
@@ -209,14 +210,18 @@ def test_a_backup_of_an_older_schema_is_migrated(
 ) -> None:
     fill(store, home / "models", event_of)
     before = content(store)
+    before["recommendations"] = [(*row[:-1], None) for row in before["recommendations"]]  # what was asked came later
     with store.write() as connection:
         migrations.migrate(connection, "0001")
+    older = MetaData()
+    older.reflect(store.engine, only=list(metadata.tables))
+    monkeypatch.setattr("palate.store.backup.metadata", older)
     back_up(store, home / "models", home / "b.tar", 5.0)
     with tarfile.open(home / "b.tar") as archive:
         about = json.load(archive.extractfile("backup.json"))  # type: ignore[arg-type]
     assert about["schema"] == "0001"
     with store.write() as connection:
-        migrations.migrate(connection, "0002")
+        migrations.migrate(connection, migrations.latest_revision())
     store.close()
     restore(home / "b.tar", url, home / "models", home / "erasures.log", home / "signing.key")
     with store.read() as connection:

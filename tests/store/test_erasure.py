@@ -37,7 +37,19 @@ def fill(store: Store, event_of: Make, others: int = 40) -> None:
             recommendations.add(
                 connection,
                 [
-                    ShownList(f"{batch}-{n}", user, False, "m", "served", "default", 1.0, ["a"], [1.0], [1.0])
+                    ShownList(
+                        f"{batch}-{n}",
+                        user,
+                        False,
+                        "m",
+                        "served",
+                        "default",
+                        1.0,
+                        ["a"],
+                        [1.0],
+                        [1.0],
+                        {"exclude": [f"wish of {user}"] * rng.randrange(1, 9)},
+                    )
                     for n, user in enumerate(users)
                 ],
             )

@@ -12,7 +12,8 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, select, text
 
 from palate.errors import ConfigError, StoreError
-from palate.store import NewEvent, Store, events, migrations
+from palate.store import NewEvent, Store, events, migrations, recommendations
+from palate.store.recommendations import ShownList
 from palate.store.schema import metadata
 
 Make = Callable[..., NewEvent]
@@ -39,6 +40,21 @@ def test_the_schema_goes_forward_back_and_forward_with_its_data(store: Store, ev
             assert connection.execute(text("SELECT * FROM events ORDER BY seq")).all() == before
     with store.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_lists_outlive_the_way_back_and_forward_without_what_was_asked(store: Store) -> None:
+    plain = ShownList("r1", "ann", False, "m", "served", "d", 1.0, ["é", "b"], [0.5, 1 / 3], [1.0, 0.1])
+    asked = plain._replace(recommendation_id="r2", user_id="bob", at=2.0, asked={"k": 2})
+    with store.write() as connection:
+        recommendations.add(connection, [plain, asked])
+        migrations.migrate(connection, "0002")
+        assert "asked" not in [column["name"] for column in inspect(connection).get_columns("recommendations")]
+    with store.write() as connection:
+        migrations.migrate(connection, "0003")
+        recommendations.add(connection, [asked._replace(recommendation_id="r3", at=3.0)])
+    with store.read() as connection:
+        kept = recommendations.read_window(connection, 0.0, 9.0)
+    assert kept == [plain, asked._replace(asked=None), asked._replace(recommendation_id="r3", at=3.0)]
 
 
 def test_the_way_back_to_nothing_leaves_nothing(store: Store) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import polars as pl
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, text
 
 from palate.errors import DataError
 from palate.store import NewEvent, Store, events, items, jobs, keys, people, recommendations, schema, states
@@ -151,13 +151,20 @@ def test_lists_are_logged(store: Store) -> None:
     def shown(name: str, at: float) -> ShownList:
         return ShownList(name, None, True, "m1", "served", "default", at, ["a", "b"], [0.5, 1 / 3], [1.0, 0.1])
 
-    lists = [shown("one", 1.0), shown("two", 2.0), shown("three", 3.0)._replace(user_id="ann", session=False)]
+    asked = {"k": 3, "exclude": ["é"], "filter": {"all": [{"attribute": "x", "op": "in", "value": [True, 1.5]}]}}
+    lists = [
+        shown("one", 1.0),
+        shown("two", 2.0),
+        shown("three", 3.0)._replace(user_id="ann", session=False, asked=asked),
+    ]
     with store.write() as connection:
         recommendations.add(connection, lists)
         recommendations.add(connection, [])
     with store.read() as connection:
         assert recommendations.read(connection, ["two", "none"]) == {"two": lists[1]}
         assert recommendations.read_window(connection, 1.0, 3.0) == lists[:2]
+        empty = "SELECT recommendation_id FROM recommendations WHERE asked IS NULL ORDER BY at"
+        assert connection.scalars(text(empty)).all() == ["one", "two"]
     with store.write() as connection:
         assert recommendations.prune(connection, 2.0) == 1
     with store.read() as connection:

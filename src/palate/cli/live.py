@@ -80,7 +80,8 @@ def off_policy(
     overlap = found.target.overlap
     print(
         f"{overlap.num_contexts:,} lists of {overlap.num_people:,} people that explored "
-        f"(left out: {log.certain:,} that did not, {log.sessions:,} of sessions)"
+        f"(left out: {log.certain:,} that did not, {log.sessions:,} of sessions, {found.unmade:,} that cannot be made "
+        "again)"
     )
     print(f"{'choices a list':<16}{'estimate':>9}   {level:.0%} interval over people")
     for label, value in {"as shown": found.logged, **found.target.values}.items():
@@ -131,7 +132,7 @@ def _log_values(told: ModelReport) -> dict[str, Any]:
     log, found = told.log, told.found
     return {
         "model_id": told.model_id,
-        "left_out": {"certain": log.certain, "sessions": log.sessions},
+        "left_out": {"certain": log.certain, "sessions": log.sessions, "unmade": found.unmade},
         "as_shown": values(found.logged),
         "estimates": {name: values(value) for name, value in found.target.values.items()},
         "overlap": found.target.overlap._asdict(),

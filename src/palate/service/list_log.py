@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 
 from palate.errors import StoreError
+from palate.service.asked import asked_of
 from palate.service.machine import Machine
 from palate.service.monitors import Monitors
 from palate.service.serving import Made
@@ -66,4 +67,5 @@ def _shown(made: Made, now: float) -> ShownList:
         [line.item_id for line in listed.items],
         [line.score for line in listed.items],
         [line.propensity for line in listed.items],
+        asked_of(request),
     )

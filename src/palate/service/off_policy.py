@@ -1,11 +1,11 @@
 """From a service's log to off-policy estimates: what a model's best lists would have earned where others were shown.
 
 A list earns one for each of its items that its person then chose. The context of a logged list is its person at that
-moment: the events received until then. The target is a model's list for that person, of the same length and without
-exploration, so it shows each of its items with probability 1. Three kinds of lists say nothing here and are left out:
-those of sessions, whose events are not stored; those in which nothing was left to chance; and those that the model may
-have learned from. What a request asked for besides is not logged: lists with filters, exclusions or diversity belong
-into a scenario of their own, or they are taken for lists without.
+moment: the events received until then. The target is a model's list for that person and for what was asked (filter,
+exclusions, diversity, length) but without exploration, so it shows each of its items with probability 1. Four kinds of
+lists say nothing here and are left out: those of sessions, whose events are not stored; those in which nothing was left
+to chance; those that the model may have learned from; and those that cannot be made again, because the catalogue no
+longer knows their filter or the log does not hold all that was asked.
 
 The reward model of the doubly robust estimate is the share of an item's showings that were chosen, drawn towards the
 share of all as `shrink` more showings would. Each half of the people is judged by the shares of the other half, so
@@ -26,8 +26,9 @@ from sqlalchemy import Connection, select
 
 from palate.errors import ConfigError, DataError
 from palate.evaluation.off_policy import OffPolicyConfig, OffPolicyReport, OffPolicyValue, evaluate_off_policy
+from palate.service.asked import request_of
 from palate.service.home import Home
-from palate.service.lists import adapt
+from palate.service.lists import ListConfig, adapt, make_list
 from palate.service.live_report import served_model
 from palate.service.models import plain
 from palate.service.opening import load_model
@@ -45,8 +46,8 @@ _DAY = 24 * _HOUR
 _TOGETHER = 1_000
 """People whose events are read together."""
 
-Planner = Callable[[Sequence[ShownList]], Sequence[Sequence[str]]]
-"""Logged lists to what the target would have shown in the place of each."""
+Planner = Callable[[Sequence[ShownList]], Sequence[Sequence[str] | None]]
+"""Logged lists to what the target would have shown in the place of each; None: that cannot be told."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class LogReport(NamedTuple):
     """What the lists that were shown earned: choices a list."""
     target: OffPolicyReport
     """What the target's would have earned."""
+    unmade: int
+    """Lists left out because they cannot be made again."""
 
 
 class ModelReport(NamedTuple):
@@ -181,18 +184,19 @@ def read_log(
     return Log(lists, frozenset(kept), len(found) - len(named), certain)
 
 
-def greedy(connection: Connection, shelf: Shelf) -> Planner:
-    """The best lists of the model on a shelf, for people as they were when each list was made.
+def greedy(connection: Connection, shelf: Shelf, config: ListConfig | None = None) -> Planner:
+    """The best lists of the model on a shelf, for people as they were when each list was made, and for what was asked.
 
-    Their attributes, and which items are hidden, are as they are now.
+    Their attributes, those of items, and which items are hidden, are as they are now. `config` is the service's.
     """
+    config = config or ListConfig()
 
-    def plan(lists: Sequence[ShownList]) -> list[list[str]]:
+    def plan(lists: Sequence[ShownList]) -> list[list[str] | None]:
         places: dict[str, list[int]] = {}
         for place, one in enumerate(lists):
             assert one.user_id is not None
             places.setdefault(one.user_id, []).append(place)
-        planned: list[list[str]] = [[] for _ in lists]
+        planned: list[list[str] | None] = [None] * len(lists)
         everyone = sorted(places)
         for start in range(0, len(everyone), _TOGETHER):
             some = everyone[start : start + _TOGETHER]
@@ -203,7 +207,7 @@ def greedy(connection: Connection, shelf: Shelf) -> Planner:
                 for place in places[user_id]:
                     one = lists[place]
                     person = _person_at(attributes, done[user_id], one.at, shelf.model.config.negative_events)
-                    planned[place] = _best(shelf, person, one.at, len(one.items))
+                    planned[place] = _best(shelf, person, one, config)
         return planned
 
     return plan
@@ -213,13 +217,19 @@ def evaluate_log(log: Log, plan: Planner, config: LogConfig | None = None) -> Lo
     """Estimate what a target's lists would have earned.
 
     Raises:
-        DataError: the lists are of one person, or the target shows nothing of what was shown.
+        DataError: the lists are of one person, none can be made again, or the target shows nothing of what was shown.
     """
     config = config or LogConfig()
+    planned = [(one, items) for one, items in zip(log.lists, plan(log.lists), strict=True) if items is not None]
+    if not planned:
+        raise DataError(
+            f"log: none of {len(log.lists):,} lists can be made again: the catalogue no longer knows their filters, or "
+            "they asked for more than is logged; name other lists by their scenario, or read more days"
+        )
     shown = pl.DataFrame(
         [
             (one.recommendation_id, one.user_id, item, propensity, float((one.recommendation_id, item) in log.chosen))
-            for one in log.lists
+            for one, _ in planned
             for item, propensity in zip(one.items, one.propensities, strict=True)
         ],
         schema=["context", "user_id", "item_id", "propensity", "reward"],
@@ -228,7 +238,7 @@ def evaluate_log(log: Log, plan: Planner, config: LogConfig | None = None) -> Lo
     wanted = pl.DataFrame(
         [
             (one.recommendation_id, one.user_id, item, probability)
-            for one, items in zip(log.lists, plan(log.lists), strict=True)
+            for one, items in planned
             for item, probability in [(item, 1.0) for item in items] or [(one.items[0], 0.0)]
         ],
         schema={"context": pl.String, "user_id": pl.String, "item_id": pl.String, "probability": pl.Float64},
@@ -242,7 +252,7 @@ def evaluate_log(log: Log, plan: Planner, config: LogConfig | None = None) -> Lo
         _with_estimates(wanted, shown, half, config.shrink),
         config.estimates,
     )
-    return LogReport(logged, target)
+    return LogReport(logged, target, len(log.lists) - len(planned))
 
 
 def _person_at(
@@ -253,13 +263,16 @@ def _person_at(
     return fold(Stored(attributes, [Done(one.item_id, one.event_type, one.timestamp) for one in known]), negative)
 
 
-def _best(shelf: Shelf, person: Person, at: float, k: int) -> list[str]:
-    """The list that `palate.service.lists` makes where nothing special is asked for."""
-    state = adapt(shelf, person, at).state
-    allowed = shelf.listed if len(shelf.unlisted) else None
-    seen = np.concatenate([state.history.items, state.history.refused])
-    places, _ = shelf.model.rank(state, k, allowed=allowed, excluded=seen)
-    return [shelf.model.vocabulary.ids[place] for place in places.tolist()]
+def _best(shelf: Shelf, person: Person, shown: ShownList, config: ListConfig) -> list[str] | None:
+    """The list that the service would have made without exploration; None: it cannot be told."""
+    request = request_of(shown)
+    if request is None:
+        return None
+    state, unused = adapt(shelf, person, shown.at).state, np.random.default_rng(0)
+    try:
+        return [line.item_id for line in make_list(shelf, state, request, config, unused)]
+    except DataError:  # the filter names what the catalogue no longer has
+        return None
 
 
 def _halves(people: Sequence[str], seed: int) -> pl.DataFrame:

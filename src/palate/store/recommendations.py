@@ -1,7 +1,7 @@
 """The log of what was shown, and how probable that was: what clicks and off-policy estimates refer to."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, delete, insert, select
 
@@ -27,6 +27,8 @@ class ShownList(NamedTuple):
     scores: Sequence[float]
     propensities: Sequence[float]
     """Probability of each item to be in the list."""
+    asked: Mapping[str, Any] | None = None
+    """What was asked for that a plain list is not, as plain values; None: nothing, or it is not known."""
 
 
 _LISTS = select(*(recommendations.c[name] for name in ShownList._fields))

@@ -105,6 +105,8 @@ recommendations = Table(
     Column("items", JSON, nullable=False),
     Column("scores", JSON, nullable=False),
     Column("propensities", JSON, nullable=False),
+    # What was asked for that a plain list is not: its length, filter, …
+    Column("asked", JSON(none_as_null=True)),
     Index(None, "at"),
     Index(None, "user_id"),
 )
