@@ -1,8 +1,8 @@
 """The statements of an append, once for each database, so that a row costs microseconds.
 
 Lists travel as one parameter (a JSON array in SQLite, an array in PostgreSQL), so the text of a statement never
-varies with their length and stays prepared. On SQLite the statements are compiled here once by SQLAlchemy and run with
-plain tuples: its own handling of many rows costs several times what SQLite takes to store them.
+varies with their length and stays prepared. On SQLite the statements are compiled here once by SQLAlchemy and go
+straight to the driver.
 """
 
 import json
@@ -31,6 +31,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.elements import ClauseElement
 
 from palate.errors import DataError
+from palate.store.driver import run, run_many
 from palate.store.locks import Lock, share
 from palate.store.rows import StoredEvent
 from palate.store.schema import events, people
@@ -109,24 +110,24 @@ class SqliteAppender:
         packed = self.pack(user_ids)
         found = self._read_cursors(connection, packed)
         if len(found) < len(user_ids):
-            connection.exec_driver_sql(self._make, (now, now, packed))
+            run(connection, self._make, (now, now, packed))
             found = self._read_cursors(connection, packed)
         return found
 
     def known_ids(self, connection: Connection, event_ids: Sequence[str]) -> set[str]:
         """One statement."""
-        return {row[0] for row in connection.exec_driver_sql(self._known, (self.pack(event_ids),))}
+        return {row[0] for row in run(connection, self._known, (self.pack(event_ids),))}
 
     def insert(self, connection: Connection, rows: Sequence[StoredEvent]) -> None:
         """One prepared statement, run for each row."""
-        connection.exec_driver_sql(self._insert, list(rows))
+        run_many(connection, self._insert, rows)
 
     def advance(self, connection: Connection, positions: Mapping[str, int], now: float) -> None:
         """One prepared statement, run for each person."""
-        connection.exec_driver_sql(self._advance, [(last, now, user_id) for user_id, last in positions.items()])
+        run_many(connection, self._advance, [(last, now, user_id) for user_id, last in positions.items()])
 
     def _read_cursors(self, connection: Connection, packed: str) -> dict[str, int]:
-        return {row[0]: row[1] for row in connection.exec_driver_sql(self._cursors, (packed,))}
+        return dict(run(connection, self._cursors, (packed,)))
 
 
 @final

@@ -16,6 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, inser
 
 from palate.errors import ConfigError, DataError, PalateError, StoreError
 from palate.store import migrations
+from palate.store.driver import run
 from palate.store.failures import name_of, translated
 from palate.store.locks import Lock, hold
 from palate.store.schema import settings
@@ -32,7 +33,7 @@ _SQLITE_PRAGMAS = (
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
     "PRAGMA secure_delete = ON",
-    "PRAGMA cache_size = -32768",  # KiB
+    "PRAGMA cache_size = -4096",  # KiB
 )
 _POSTGRES_SETTINGS = (
     "SET synchronous_commit = on",  # else a commit is acknowledged before it is durable
@@ -183,7 +184,7 @@ def _prepare_sqlite(engine: Engine) -> None:
         # None: each statement stands alone, for those that refuse to be part of a transaction.
         kind = connection.get_execution_options().get("begin", "DEFERRED")
         if kind is not None:
-            connection.exec_driver_sql(f"BEGIN {kind}")
+            run(connection, f"BEGIN {kind}")
 
 
 def _prepare_postgres(engine: Engine) -> None:
