@@ -10,7 +10,7 @@ from asking import ServerProcess
 from uvicorn.server import ServerState
 
 from palate.service.limits import Limits
-from palate.service.sockets import BoundedProtocol, Draining
+from palate.service.sockets import BoundedProtocol, Draining, Whole
 
 READY = b"GET /health/ready HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -52,6 +52,60 @@ def protocol(limits: Limits) -> tuple[BoundedProtocol, FakeTransport]:
     transport = FakeTransport()
     made.connection_made(transport)
     return made, transport
+
+
+class Pieces(FakeTransport):
+    """Remembers each write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pieces: list[bytes] = []
+
+    def write(self, data: Any) -> None:
+        self.pieces.append(bytes(data))
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    headers = [(b"content-length", b"5")]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    if scope["path"] == "/later":
+        await asyncio.sleep(0.02)
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+def test_an_answer_leaves_in_one_piece() -> None:
+    async def run() -> None:
+        config = uvicorn.Config(hello, log_config=None, lifespan="off", ws="none")
+        config.load()
+        made, transport = BoundedProtocol(config, ServerState(), {}, limits=Limits(), draining=Draining()), Pieces()
+        made.connection_made(transport)
+        for path in (b"/now", b"/later"):
+            made.data_received(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+            await asyncio.sleep(0.1)
+        made.connection_lost(None)
+        whole, head, body = transport.pieces
+        assert whole.startswith(b"HTTP/1.1 200")
+        assert whole.endswith(b"\r\n\r\nhello")
+        assert (head + body).endswith(b"\r\n\r\nhello"), "a head does not wait for a slow body"
+        assert body == b"hello"
+
+    asyncio.run(run())
+
+
+def test_a_head_is_sent_before_its_connection_closes() -> None:
+    async def run() -> None:
+        transport = Pieces()
+        whole = Whole(transport, asyncio.get_running_loop())
+        whole.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        assert not transport.pieces
+        whole.close()
+        assert transport.pieces == [b"HTTP/1.1 204 No Content\r\n\r\n"]
+        assert transport.closed
+        whole.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await asyncio.sleep(0)
+        assert len(transport.pieces) == 1, "nothing is written to what is closed"
+
+    asyncio.run(run())
 
 
 def test_a_client_that_does_not_read_is_cut_off() -> None:

@@ -6,7 +6,7 @@ byte now and then would use up the descriptors. Bodies are `limits.py`'s to boun
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -34,6 +34,38 @@ def _prepare(code: str) -> bytes:
 _REFUSALS: Final = {code: _prepare(code) for code in ("bad_http", "headers_too_large", "overloaded")}
 
 
+class Whole:
+    """A transport that sends the head of an answer with what follows it: each piece would wake the client.
+
+    uvicorn writes the two one after the other. A head that nothing follows is sent in the loop's next round.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop, self._head = transport, loop, b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send, or keep a head."""
+        if not self._head and data.endswith(b"\r\n\r\n") and data.startswith(b"HTTP/"):
+            self._head = data
+            self._loop.call_soon(self._flush)
+        else:
+            head, self._head = self._head, b""
+            self._transport.write(head + data if head else data)
+
+    def close(self) -> None:
+        """Close, after what was written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        head, self._head = self._head, b""
+        if head and not self._transport.is_closing():
+            self._transport.write(head)
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol with deadlines; while draining, every answer closes its connection."""
 
@@ -55,7 +87,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, unless there are too many."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, Whole(transport, self.loop)))
         if len(self.connections) > self._limits.max_connections:
             self._close_with("overloaded")
             return
