@@ -47,7 +47,7 @@ class Shelf:
     """The store's count of changes up to which the items are as stored."""
     token: object = field(default_factory=object)
     """Tells this shelf from all others without keeping it alive."""
-    _masks: dict[Filter, Bool[np.ndarray, "item"]] = field(default_factory=dict)
+    _masks: dict[str, Bool[np.ndarray, "item"]] = field(default_factory=dict)
     _profiles: dict[tuple[tuple[str, Value], ...], Float[Tensor, "profile"]] = field(default_factory=dict)
 
     @cached_property
@@ -98,12 +98,13 @@ class Shelf:
         Raises:
             DataError: an attribute that no item has, or one compared with what it is not.
         """
-        found = self._masks.get(filter)
+        key = repr(filter)  # a filter equals another whose 1 is true
+        found = self._masks.get(key)
         if found is None:
             found = self._mask(filter) & self.listed
             if len(self._masks) >= _FILTERS_KEPT:
                 self._masks.clear()
-            self._masks[filter] = found
+            self._masks[key] = found
         return found
 
     def _mask(self, part: Filter | Condition) -> Bool[np.ndarray, "item"]:
