@@ -4,6 +4,7 @@ After a start, an erasure or when an item becomes known to the model that was ch
 parts. Nothing of it is stored: events are the truth.
 """
 
+import time
 from collections.abc import Mapping
 
 import polars as pl
@@ -13,8 +14,10 @@ from palate.meta.item_choices import ItemChoices
 from palate.recommend import Recommender
 from palate.store import Store, erasure, events
 
-_PEOPLE = 256
+_PEOPLE = 64
 """Whose events are in memory at once."""
+_REST = 0.01
+"""Seconds after each so many people, for lists."""
 _MISSED = 10_000
 """Unknown items that are remembered; beyond, any new item makes all be read again."""
 
@@ -55,6 +58,7 @@ class ItemFollower:
             done = done.filter(known)
             before = _histories(done.filter(pl.col("seq") <= self._seq), model) if self._seq else {}
             choices.exchange(before, _histories(done, model))
+            time.sleep(_REST)
         self._seq, self._erasures, self._known = up_to_seq, erasures, len(model.vocabulary)
         self._choices = choices
         return choices
