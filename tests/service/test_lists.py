@@ -107,6 +107,14 @@ def test_filters_nest(shelf: Shelf) -> None:
     assert len(listed(shelf, k=100, filter=Filter())) == len(shelf.items)
 
 
+def test_one_is_not_true(shelf: Shelf) -> None:
+    number, truth = (Filter(all=(Condition("price", "eq", value),)) for value in (1.0, True))
+    assert number == truth, "as Python sees them"
+    shelf.allowed(number)
+    with pytest.raises(DataError, match="the attribute is a number"):
+        shelf.allowed(truth)
+
+
 @pytest.mark.parametrize(
     "condition",
     [
