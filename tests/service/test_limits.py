@@ -14,6 +14,7 @@ from memory_service import MemoryService
 from palate.errors import ConfigError
 from palate.service.app import create_app
 from palate.service.limits import Buckets, Limits
+from palate.service.reading import parse
 
 Start = Callable[..., ServerProcess]
 Connect = Callable[[ServerProcess], socket.socket]
@@ -229,3 +230,11 @@ def test_a_bucket_fills_at_its_rate_and_no_further() -> None:
 def test_no_limit_can_be_nothing(name: str) -> None:
     with pytest.raises(ConfigError, match=f"limits.{name}"):
         Limits(**{name: type(getattr(Limits(), name))(0)})
+
+
+def test_no_cache_of_the_parser_keeps_an_id() -> None:
+    body = b'{"user_id": "someone who may be erased"}'
+    one, other = parse(body), parse(body)
+    assert isinstance(one, dict)
+    assert isinstance(other, dict)
+    assert one["user_id"] is not other["user_id"]

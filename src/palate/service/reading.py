@@ -93,7 +93,7 @@ def parse(body: bytes) -> object:
         InvalidRequestError: it is none.
     """
     try:
-        return from_json(body, allow_inf_nan=False)
+        return from_json(body, allow_inf_nan=False, cache_strings="keys")  # ids are not to stay in a cache
     except ValueError as error:
         # The parser's words name a position and what was expected there, never what it saw.
         raise InvalidRequestError("malformed_json", f"Not JSON: {error}.") from None
