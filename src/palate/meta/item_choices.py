@@ -1,15 +1,19 @@
 """What people chose after training, held so that one more event costs what its person's history is long.
 
-Of an item in training the decayed number of its choosers is enough, a sum; of an item that came later its choosers
-are held, for its row follows from what else they had chosen (`palate.meta.item_tasks`).
+Sums are enough: of an item in training the decayed number of its choosers; of one that came later when it was chosen,
+and how often its choosers had chosen each other item, from which its row follows (`palate.meta.item_tasks`). Nobody is
+held by name.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, final
+from array import array
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping, Sequence
+from typing import final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
+from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
 from torch import Tensor
 
 from palate.data.episodes import History
@@ -20,17 +24,43 @@ from palate.meta.item_tasks import (
     ItemPosterior,
     ItemTaskConfig,
     exposure,
-    gather_choosers,
     known_by,
     popularity_of,
     warm_rows,
 )
 
 
-class _Chooser(NamedTuple):
-    at: float
-    known: Int64[np.ndarray, "other"]
-    """What they had chosen by then, this item included."""
+class _Chosen:
+    """What the choosers of an item add up to."""
+
+    __slots__ = ("others", "times", "told")
+
+    def __init__(self) -> None:
+        self.times = array("d")
+        """When each chose it, the earliest first."""
+        self.told = 0
+        """How many of them had chosen other items in training by then."""
+        self.others: dict[int, tuple[int, float]] = {}
+        """Of each such item how many, and the sum of its shares of their others."""
+
+    def add(self, at: float, others: Int64[np.ndarray, "other"]) -> None:
+        insort(self.times, at)
+        self.told += len(others) > 0
+        for other in others.tolist():
+            count, share = self.others.get(other, (0, 0.0))
+            self.others[other] = count + 1, share + 1 / len(others)
+
+    def take_out(self, at: float, others: Int64[np.ndarray, "other"]) -> None:
+        """Undo an `add`; the time may be rounded in another way."""
+        place = bisect_left(self.times, at)
+        if place == len(self.times) or (place and at - self.times[place - 1] < self.times[place] - at):
+            place -= 1
+        self.times.pop(place)
+        self.told -= len(others) > 0
+        for other in others.tolist():
+            count, share = self.others.pop(other)
+            if count > 1:
+                self.others[other] = count - 1, share - 1 / len(others)
 
 
 @final
@@ -49,8 +79,8 @@ class ItemChoices:
         self._until = self._moment = float(posterior.shelf[1])
         self._sums = np.zeros(self._num_trained)
         """Of each item in training its choices since, each weighing what it does at `_moment`."""
-        self._choosers: dict[int, dict[str, _Chooser]] = {}
-        """Of each item that came later and was chosen, by person."""
+        self._new: dict[int, _Chosen] = {}
+        """Of each item that came later and was chosen."""
 
     def exchange(self, before: Mapping[str, History], after: Mapping[str, History]) -> None:
         """Take people's histories out as they were and in as they are.
@@ -61,13 +91,12 @@ class ItemChoices:
         """
         self._add(list(before.values()), -1.0)
         self._add(list(after.values()), 1.0)
-        for user, history in before.items():
-            for place in self._new(history):
-                del self._choosers[int(history.items[place])][user]
-        for user, history in after.items():
-            for place in self._new(history):
-                chooser = _Chooser(float(history.times[place]), known_by(history, place))
-                self._choosers.setdefault(int(history.items[place]), {})[user] = chooser
+        for history in before.values():
+            for item, at, others in self._choices_of_new(history):
+                self._new[item].take_out(at, others)
+        for history in after.values():
+            for item, at, others in self._choices_of_new(history):
+                self._new.setdefault(item, _Chosen()).add(at, others)
 
     def counts(self, num_items: int, now: float, trust: float) -> Float[Tensor, "item"]:
         """Choosers of every item as training would have counted them, had it seen as much time and ended now.
@@ -84,10 +113,10 @@ class ItemChoices:
         whole, then = exposure(now - begin, half_life), exposure(until - begin, half_life)
         counts[:num_trained] = (self._sums * self._faded(self._moment, now) + aged) * (then / whole)
         choices, days = self._posterior.rate.double().tolist()
-        for item, choosers in self._choosers.items():
-            if not choosers:
+        for item, one in self._new.items():
+            if not one.times:
                 continue
-            times = np.sort([chooser.at for chooser in choosers.values()])
+            times = np.array(one.times)
             chosen = float(decay(now - times, half_life).sum())
             later = chosen - self._faded(float(times[0]), now)
             rate = (choices + later) / (days + exposure(now - times[0], half_life))
@@ -98,11 +127,21 @@ class ItemChoices:
 
     def choosers(self, num_items: int) -> Choosers:
         """Who chose each of the items that came after training, as `item_tasks.warm_rows` reads it."""
-        new = range(self._num_trained, num_items)
-        people = [
-            [chooser.known for _, chooser in sorted(self._choosers.get(item, {}).items(), key=_by_time)] for item in new
-        ]
-        return gather_choosers(new, people, self._num_trained)
+        rows, columns, counts, shares = [], [], [], []
+        chosen = np.zeros(num_items - self._num_trained, np.int64)
+        for item, one in sorted(self._new.items()):
+            row = item - self._num_trained
+            chosen[row] = len(one.times)
+            for other, (count, share) in sorted(one.others.items()):
+                rows.append(row)
+                columns.append(other)
+                counts.append(count)
+                shares.append(share / one.told)
+        shape = len(chosen), self._num_trained
+        joint, mean = (
+            csr_matrix((np.array(values, np.float64), (rows, columns)), shape=shape) for values in (counts, shares)
+        )
+        return Choosers(chosen, joint, mean)
 
     def rows(
         self, base: Items, now: float, config: ItemTaskConfig, evidence: EvidenceConfig, space: FeatureSpace
@@ -138,14 +177,12 @@ class ItemChoices:
         self._moment = newest
         self._sums += np.bincount(items, sign * decay(newest - times, self._half_life), self._num_trained)
 
-    def _new(self, history: History) -> list[int]:
-        """Places of the choices of items that came after training."""
-        found: list[int] = np.flatnonzero((history.items >= self._num_trained) & (history.times > self._until)).tolist()
-        return found
+    def _choices_of_new(self, history: History) -> Iterator[tuple[int, float, Int64[np.ndarray, "other"]]]:
+        """Items that came after training: which, when, and what else of training the person had chosen by then."""
+        items = history.items
+        for place in np.flatnonzero((items >= self._num_trained) & (history.times > self._until)).tolist():
+            known = known_by(history, place)
+            yield int(items[place]), float(history.times[place]), known[known < self._num_trained]
 
     def _faded(self, then: float, now: float) -> float:
         return float(decay(np.array([now - then]), self._half_life)[0])
-
-
-def _by_time(one: tuple[str, _Chooser]) -> tuple[float, str]:
-    return one[1].at, one[0]
