@@ -62,7 +62,7 @@ class Machine:
         """
         return await self.aside(partial(self._read, read))
 
-    async def study(self, read: Callable[[Connection], T]) -> T:
+    async def read_long(self, read: Callable[[Connection], T]) -> T:
         """Read what takes long, while lists are made; else like `read`."""
 
         def run() -> T:

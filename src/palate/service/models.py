@@ -127,7 +127,7 @@ class Models:
                 pointers = await self._machine.read(registry.current)
                 verdict = self._by_vitals(pointers)
                 if verdict is None and number % 10 == 0:
-                    verdict = await self._machine.study(partial(self._by_people, pointers))
+                    verdict = await self._machine.read_long(partial(self._by_people, pointers))
                 if verdict is not None and verdict.decision != "undecided":
                     await self._act(pointers, verdict)
             except PalateError as error:

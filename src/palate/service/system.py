@@ -371,7 +371,7 @@ class System:
             negative = self.serving.variants.served.model.config.negative_events
             try:
                 read = partial(reader.read, negative=negative, now=time.time())
-                self.monitors.trends = await self._machine.study(read)
+                self.monitors.trends = await self._machine.read_long(read)
             except PalateError as error:
                 _log.error("the monitors cannot read the store: %s", error)
 
