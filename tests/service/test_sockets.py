@@ -10,7 +10,7 @@ from asking import ServerProcess
 from uvicorn.server import ServerState
 
 from palate.service.limits import Limits
-from palate.service.sockets import BoundedProtocol, Draining, Whole
+from palate.service.sockets import BoundedProtocol, Draining, JoiningTransport
 
 READY = b"GET /health/ready HTTP/1.1\r\nhost: x\r\n\r\n"
 
@@ -95,7 +95,7 @@ def test_an_answer_leaves_in_one_piece() -> None:
 def test_a_head_is_sent_before_its_connection_closes() -> None:
     async def run() -> None:
         transport = Pieces()
-        whole = Whole(transport, asyncio.get_running_loop())
+        whole = JoiningTransport(transport, asyncio.get_running_loop())
         whole.write(b"HTTP/1.1 204 No Content\r\n\r\n")
         assert not transport.pieces
         whole.close()

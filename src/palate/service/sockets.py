@@ -34,7 +34,7 @@ def _prepare(code: str) -> bytes:
 _REFUSALS: Final = {code: _prepare(code) for code in ("bad_http", "headers_too_large", "overloaded")}
 
 
-class Whole:
+class JoiningTransport:
     """A transport that sends the head of an answer with what follows it: each piece would wake the client.
 
     uvicorn writes the two one after the other. A head that nothing follows is sent in the loop's next round.
@@ -87,7 +87,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, unless there are too many."""
-        super().connection_made(cast(asyncio.Transport, Whole(transport, self.loop)))
+        super().connection_made(cast(asyncio.Transport, JoiningTransport(transport, self.loop)))
         if len(self.connections) > self._limits.max_connections:
             self._close_with("overloaded")
             return
