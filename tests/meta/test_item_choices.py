@@ -12,7 +12,7 @@ from palate.data.episodes import History
 from palate.meta.evidence import EvidenceConfig, FeatureSpace, Rotation
 from palate.meta.head import Items
 from palate.meta.item_choices import ItemChoices
-from palate.meta.item_tasks import ItemPosterior, ItemTaskConfig
+from palate.meta.item_tasks import ItemPosterior, ItemTaskConfig, gather_choosers, known_by
 
 DAY = 86_400.0
 NUM = 12
@@ -137,6 +137,19 @@ def test_however_people_changed_only_what_they_are_now_counts(
         late = sum(1.0 if not half_life else 2 ** (-age / half_life) for age in ages if age < 110)
         if item >= NUM:
             assert counts[item] == pytest.approx(late, abs=1e-6)
-    assert choices.choosers(NUM + 3).counts.tolist() == [
-        sum(item in found.items[found.times > 100 * DAY] for found in now.values()) for item in range(NUM, NUM + 3)
-    ]
+    told = choices.choosers(NUM + 3)
+    expected = gather_choosers(
+        range(NUM, NUM + 3),
+        [
+            [
+                known_by(found, place)
+                for found in now.values()
+                for place in np.flatnonzero((found.items == item) & (found.times > 100 * DAY)).tolist()
+            ]
+            for item in range(NUM, NUM + 3)
+        ],
+        NUM,
+    )
+    assert told.counts.tolist() == expected.counts.tolist()
+    assert (told.joint.toarray() == expected.joint.toarray()).all()
+    np.testing.assert_allclose(told.mean.toarray(), expected.mean.toarray(), atol=1e-12)
