@@ -13,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from asking import Asking, ServerProcess
 from memory_service import MemoryService
 
+from palate.recommend import Recommender
 from palate.service.app import App, create_app
 from palate.service.home import Home
+from palate.service.opening import prepare
 from palate.store import Store
 
 
@@ -29,6 +31,17 @@ def store(home: Home) -> Iterator[Store]:
     opened = Store.open(home.database)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def served_home(tmp_path: Path, model: Recommender) -> Home:
+    """A home that serves the small shop's model, with none of the shop's data."""
+    home = Home(tmp_path / "home")
+    home.make()
+    opened = Store.open(home.database)
+    prepare(opened, home, lambda: model, None)
+    opened.close()
+    return home
 
 
 @pytest.fixture

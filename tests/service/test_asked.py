@@ -3,16 +3,14 @@
 import asyncio
 import json
 import time
-from pathlib import Path
 
 import pytest
 
-from palate.recommend import Recommender
 from palate.service.asked import MOST, asked_of, request_of
 from palate.service.contract import Condition, EventIn, Filter, ListRequest
 from palate.service.home import Home
 from palate.service.list_schemas import FilterBody
-from palate.service.opening import open_system, prepare
+from palate.service.opening import open_system
 from palate.service.system import SystemConfig
 from palate.store import Store, items, recommendations
 from palate.store.items import ItemChange
@@ -80,11 +78,8 @@ def test_what_is_too_long_is_not_kept() -> None:
         assert request_of(logged(long)) is None
 
 
-def test_a_service_logs_what_it_was_asked(tmp_path: Path, model: Recommender) -> None:
-    home = Home(tmp_path / "home")
-    home.make()
-    store = Store.open(home.database)
-    prepare(store, home, lambda: model, None)
+def test_a_service_logs_what_it_was_asked(served_home: Home) -> None:
+    store = Store.open(served_home.database)
     with store.write() as connection:
         items.upsert(connection, [ItemChange(f"garden-{number:02}", {"price": number}) for number in range(17)], 1.0)
     cheap = Filter(all=(Condition("price", "lt", 8.0),))
@@ -95,7 +90,7 @@ def test_a_service_logs_what_it_was_asked(tmp_path: Path, model: Recommender) ->
     ]
 
     async def main() -> None:
-        system = open_system(store, home, SystemConfig(log_seconds=0.01))
+        system = open_system(store, served_home, SystemConfig(log_seconds=0.01))
         system.start()
         try:
             await system.recommend(requests)
@@ -103,7 +98,7 @@ def test_a_service_logs_what_it_was_asked(tmp_path: Path, model: Recommender) ->
             await system.close()
 
     asyncio.run(main())
-    opened = Store.open(home.database)
+    opened = Store.open(served_home.database)
     with opened.read() as connection:
         lists = recommendations.read_window(connection, 0.0, time.time() + 1)
         kept = connection.exec_driver_sql("SELECT user_id FROM recommendations WHERE asked IS NOT NULL").scalars().all()

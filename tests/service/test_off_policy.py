@@ -17,7 +17,6 @@ from palate.service.home import Home
 from palate.service.lists import ListConfig, adapt, make_list
 from palate.service.models import plain
 from palate.service.off_policy import Log, LogConfig, evaluate_log, greedy, read_log
-from palate.service.opening import prepare
 from palate.service.people import Done, Person, Stored, fold
 from palate.service.shelf import Item, Shelf, make_shelf
 from palate.store import NewEvent, Store, events, items, recommendations
@@ -165,11 +164,8 @@ def test_a_list_that_the_target_would_leave_empty_earns_nothing(store: Store) ->
     assert 0.2 < half.target.values["dr"].asymptotic.mean / whole.target.values["dr"].asymptotic.mean < 0.47
 
 
-def test_a_models_lists_are_those_that_the_service_would_have_made_then(tmp_path: Path, model: Recommender) -> None:
-    home = Home(tmp_path / "home")
-    home.make()
-    store = Store.open(home.database)
-    prepare(store, home, lambda: model, None)
+def test_a_models_lists_are_those_that_the_service_would_have_made_then(served_home: Home, model: Recommender) -> None:
+    store = Store.open(served_home.database)
     with store.read() as connection:
         stored = [Item(row.item_id, plain(row.attributes), row.hidden) for row in items.read_all(connection)]
     shelf = make_shelf(model, stored, 0)
