@@ -149,6 +149,20 @@ def test_an_index_follows_vectors_that_move_and_leaves_the_first_as_it_was(kind:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_vector_beyond_all_others_is_found_and_scored_exactly(kind: str) -> None:
+    """Too large for half precision in the units of those before it."""
+    vectors, _, queries = world()
+    index = build_index(vectors, RetrievalConfig(kind=kind, rebuild_share=1.0), queries=queries[30:])
+    giant = (1e6 * queries[0])[None]
+    index.add(giant)
+    found = index.search(queries[:1], 1)
+    assert found.items[0, 0] == NUM_ITEMS
+    assert found.scores[0, 0] == np.float32(giant[0].astype(np.float64) @ queries[0].astype(np.float64))
+    others = index.search(queries[:30], 5)
+    assert np.isfinite(others.scores).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rebuild_share", [1.0, 0.05])
 def test_added_items_are_found_and_removed_ones_are_not(kind: str, rebuild_share: float) -> None:
     vectors, biases, queries = world()
