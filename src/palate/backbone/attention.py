@@ -83,6 +83,9 @@ class AttentionBlock(Block):
         scale[:dim] = 1 / math.sqrt(size)
         project, project_bias = _behind_norm([(block.norm_attention, block.query_key_value) for block in members])
         project, project_bias = project * scale, project_bias * scale
+        (ask, told), (ask_bias, told_bias) = (
+            [whole[..., :dim].contiguous(), whole[..., dim:].contiguous()] for whole in (project, project_bias)
+        )
         up, up_bias = _behind_norm([(block.norm_feed, block.up) for block in members])
         out, down = (stack(getattr(block, name).weight.T for block in members) for name in ("out", "down"))
         (gate, gate_bias), (feed, feed_bias) = (
@@ -95,21 +98,24 @@ class AttentionBlock(Block):
 
         def layer(x: Tensor, pairs: Pairs, last: bool) -> Tensor:
             num_members, width, _ = x.shape
-            asked = 1 if last else width
-            projected = torch.baddbmm(project_bias, F.layer_norm(x, (dim,)), project)
-            split = projected.view(num_members, width, 3, heads, size).permute(2, 0, 3, 1, 4)
-            query, key, value = split.reshape(3, num_members * heads, width, size).unbind(0)
+            normed = F.layer_norm(x, (dim,))
             learned = [block.bias(pairs) for block in members]
-            bias = torch.zeros(width, width).masked_fill_(pairs.future, _MASKED)
+            bias = None
             if learned[0] is not None:
-                bias = bias + torch.cat([own.reshape(heads, width, width) for own in learned])
-            else:
-                bias = bias[None]
+                bias = torch.cat([own.reshape(1, heads, width, width) for own in learned])
+                bias = bias.masked_fill_(pairs.future, _MASKED)
             if last:
-                query, bias, x = query[:, -1:], bias[:, -1:], x[:, -1:]
-            weights = torch.baddbmm(bias, query, key.transpose(1, 2)).softmax(-1)
-            mixed = torch.bmm(weights, value).view(num_members, heads, asked, size).transpose(1, 2)
-            attended = torch.bmm(mixed.reshape(num_members, asked, dim), out)
+                both = torch.baddbmm(told_bias, normed, told).view(num_members, width, 2, heads, size)
+                key, value = both.permute(2, 0, 3, 1, 4).unbind(0)
+                query = torch.baddbmm(ask_bias, normed[:, -1:], ask).view(num_members, heads, 1, size)
+                bias, x = None if bias is None else bias[:, :, -1:], x[:, -1:]
+            else:
+                all_three = torch.baddbmm(project_bias, normed, project).view(num_members, width, 3, heads, size)
+                query, key, value = all_three.permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=bias, is_causal=bias is None and not last, scale=1.0
+            )
+            attended = torch.bmm(mixed.transpose(1, 2).reshape(num_members, -1, dim), out)
             x = torch.addcmul(x, attended, torch.baddbmm(gate_bias, x, gate).sigmoid_())
             hidden, opened = torch.baddbmm(up_bias, F.layer_norm(x, (dim,)), up).chunk(2, -1)
             fed = torch.bmm(F.silu(opened).mul_(hidden), down)

@@ -40,6 +40,7 @@ class Reader:
         self._layers = [type(blocks[0]).stacked(blocks) for blocks in layers]
         self._norm = [stack(getattr(model.norm, name) for model in models)[:, None] for name in _NORM]
         self._scale = math.sqrt(config.dim)
+        self._longest = make_pairs(config.max_events + 1, None)
 
     def state(
         self, history: History, profile: Float[Tensor, "profile"], vectors: Float[Tensor, "item dim"]
@@ -86,9 +87,10 @@ class Reader:
         return tokens
 
     def _pairs(self, width: int, recent: History) -> Pairs:
-        seconds = None
-        if self._config.timed:
-            events = recent.times if len(recent.times) else np.zeros(1)
-            # The first token happens with the first event.
-            seconds = torch.from_numpy(np.concatenate([events[:1], events])[None, :width])
+        future, distance = (of_longest[:width, :width] for of_longest in self._longest[:2])
+        if not self._config.timed:
+            return Pairs(future, distance, None)
+        events = recent.times if len(recent.times) else np.zeros(1)
+        # The first token happens with the first event.
+        seconds = torch.from_numpy(np.concatenate([events[:1], events])[None, :width])
         return make_pairs(width, seconds)
