@@ -46,11 +46,18 @@ class GrowingHistory(Generic[Item]):
         self, number_of: Callable[[Item], int | None] = lambda item: int(item), *, returning: bool = False
     ) -> History:
         """What is known after the events so far; items without a number (None) are left out."""
-        chosen = [(number, self._first[item]) for item in self.chosen() if (number := number_of(item)) is not None]
-        refused = [number for item in self.refused() if (number := number_of(item)) is not None]
+        numbers: list[int] = []
+        times: list[float] = []
+        for item, when in self._first.items():
+            if not self._refused[item] and (number := number_of(item)) is not None:
+                numbers.append(number)
+                times.append(when)
+        refused: list[int] = []
+        if True in self._refused.values():
+            refused = [number for item in self.refused() if (number := number_of(item)) is not None]
         return History(
-            np.array([number for number, _ in chosen], np.int64),
-            np.array([when for _, when in chosen], np.float64),
+            np.array(numbers, np.int64),
+            np.array(times, np.float64),
             np.array(refused, np.int64),
-            returning and len(chosen) > 0,
+            returning and len(numbers) > 0,
         )
