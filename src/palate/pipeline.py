@@ -454,7 +454,7 @@ def prepare(
         ids = pl.concat([first.filter(first.is_in(ids.implode())), ids.filter(~ids.is_in(first.implode()))])
     vocabulary = Vocabulary(tuple(ids))
     catalog = _rows(dataset.items, vocabulary)
-    known = dataset.interactions.filter(pl.col("item_id").is_in(list(vocabulary.ids)))
+    known = dataset.interactions.filter(pl.col("item_id").is_in(vocabulary.frame["item_id"].implode()))
     histories = {
         user: history
         for user, history in build_histories(known, vocabulary, config.negative_events).items()
@@ -530,7 +530,7 @@ def split_newcomers(
 
 def _rows(catalog: Catalog, vocabulary: Vocabulary) -> Catalog:
     """The rows of a catalogue in the order of a vocabulary."""
-    order = pl.DataFrame({"item_id": list(vocabulary.ids)})
+    order = vocabulary.frame.select("item_id")
     return replace(catalog, frame=order.join(catalog.frame, on="item_id", how="left", maintain_order="left"))
 
 

@@ -53,10 +53,9 @@ def build_histories(
     """
     known = interactions["item_id"].unique(maintain_order=True).to_list()
     vocabulary.index(known)  # names the first unknown item
-    index = pl.DataFrame({"item_id": list(vocabulary.ids), "item": np.arange(len(vocabulary))})
     events = (
         interactions.with_row_index("order")
-        .join(index, on="item_id", how="left", maintain_order="left")
+        .join(vocabulary.frame, on="item_id", how="left", maintain_order="left")
         .with_columns(
             negative=pl.col("event_type").is_in(list(negative_events)),
             seconds=pl.col("timestamp").dt.epoch("us") / 1e6,

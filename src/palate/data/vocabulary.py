@@ -4,8 +4,10 @@ import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import polars as pl
 from jaxtyping import Int64
 
 from palate.errors import DataError
@@ -13,6 +15,7 @@ from palate.errors import DataError
 # Similar ids are looked for among at most this many candidates, so that an error stays quick on a large
 # catalogue.
 _MAX_CANDIDATES = 2_000
+_SCHEMA = {"item_id": pl.String, "item": pl.Int64}
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class Vocabulary:
             return np.fromiter((self._index[name] for name in ids), dtype=np.int64, count=len(ids))
         except KeyError as error:
             raise DataError(self._unknown(error.args[0])) from None
+
+    @cached_property
+    def frame(self) -> pl.DataFrame:
+        """All ids (`item_id`) and their indices (`item`): what joins and filters of logs read."""
+        return pl.DataFrame({"item_id": self.ids, "item": np.arange(len(self))}, schema=_SCHEMA)
 
     def to_json(self) -> str:
         """Write the ids as a JSON list."""

@@ -43,6 +43,8 @@ _TOGETHER = 256
 """People who are adapted to at once: the features of their supports are in memory together."""
 _FIRST = 8
 """Half the queries that an index is tuned by come from people with fewer events than this."""
+_LEAST = 1e-12
+"""What a length is taken to be at least."""
 _NEAR = 0.1
 """Cosine above which an event is named as the reason for an item."""
 
@@ -249,8 +251,10 @@ class Recommender:
 
     def directions(self, places: Int64[np.ndarray, "place"]) -> Float[np.ndarray, "place feature"]:
         """Items as unit vectors in the metric that the learner has learned: how alike two are is their product."""
-        rows = self.items.features[torch.from_numpy(places)] * self._metric
-        return np.asarray(torch.nn.functional.normalize(rows, dim=1).numpy())
+        rows: Float[np.ndarray, "place feature"] = self.items.features.numpy().take(places, 0)
+        rows *= self._metric.numpy()
+        rows /= np.maximum(np.sqrt(np.einsum("ij,ij->i", rows, rows)), _LEAST)[:, None]
+        return rows
 
     def reasons(self, state: State, places: Int64[np.ndarray, "place"]) -> list[tuple[str, str | None]]:
         """Say in words why each of these items is in a list.
@@ -308,7 +312,7 @@ class Recommender:
         Raises:
             DataError: the catalogue lacks an attribute or the text that the model was trained with.
         """
-        frame = catalog.frame.filter(~pl.col("item_id").is_in(list(self.vocabulary.ids)))
+        frame = catalog.frame.filter(~pl.col("item_id").is_in(self.vocabulary.frame["item_id"].implode()))
         if frame.is_empty():
             return self
         new = replace(catalog, frame=frame)
@@ -357,7 +361,7 @@ class Recommender:
         late = log.filter(pl.col("timestamp") > moment)
         if not late.is_empty():
             raise DataError(f"events: one is at {late['timestamp'][0]}, after now ({moment}); leave it out")
-        log = log.filter(pl.col("item_id").is_in(list(self.vocabulary.ids)))
+        log = log.filter(pl.col("item_id").is_in(self.vocabulary.frame["item_id"].implode()))
         people = build_histories(log, self.vocabulary, self.config.negative_events)
         choices = self.no_choices()
         choices.exchange(

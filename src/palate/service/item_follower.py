@@ -16,8 +16,8 @@ from palate.store import Store, erasure, events
 
 _PEOPLE = 64
 """Whose events are in memory at once."""
-_REST = 0.01
-"""Seconds after each so many people, for lists."""
+_REST = 1.0
+"""After so many people, as a share of the time that they took: lists need the machine too."""
 _MISSED = 10_000
 """Unknown items that are remembered; beyond, any new item makes all be read again."""
 
@@ -50,15 +50,15 @@ class ItemFollower:
             since = None if self._seq else model.trained_until
             people = events.people_since(connection, self._seq, up_to_seq, since)
         for start in range(0, len(people), _PEOPLE):
-            some = people[start : start + _PEOPLE]
+            began, some = time.perf_counter(), people[start : start + _PEOPLE]
             with store.read() as connection:
                 done = events.read_choices(connection, some, up_to_seq)
-            known = done["item_id"].is_in(list(model.vocabulary.ids))
+            known = done["item_id"].is_in(model.vocabulary.frame["item_id"].implode())
             self._missed.update(done.filter(~known)["item_id"].unique())
             done = done.filter(known)
             before = _histories(done.filter(pl.col("seq") <= self._seq), model) if self._seq else {}
             choices.exchange(before, _histories(done, model))
-            time.sleep(_REST)
+            time.sleep(_REST * (time.perf_counter() - began))
         self._seq, self._erasures, self._known = up_to_seq, erasures, len(model.vocabulary)
         self._choices = choices
         return choices
