@@ -158,11 +158,13 @@ class ItemChoices:
         known, num_items = self._num_trained, len(base.features)
         counts = self.counts(num_items, now, config.trust)
         trained, prior = (Items(*(column[some] for column in base)) for some in (slice(known), slice(known, None)))
+        moved = trained._replace(popularity=popularity_of(self._posterior, counts[:known]))
+        if num_items == known:
+            return moved
         new = warm_rows(
             self._posterior, config, evidence, space, trained, prior, self.choosers(num_items), counts[known:]
         )
-        trained = trained._replace(popularity=popularity_of(self._posterior, counts[:known]))
-        return Items(*(torch.cat(pair) for pair in zip(trained, new, strict=True)))
+        return Items(*(torch.cat(pair) for pair in zip(moved, new, strict=True)))
 
     def _add(self, histories: Sequence[History], sign: float) -> None:
         """Add choices of items in training to the sums."""

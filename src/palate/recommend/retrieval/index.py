@@ -158,7 +158,9 @@ class Index:
         if len(vectors) != self.num_items:
             raise DataError(f"vectors: {len(vectors):,} for {self.num_items:,} items; give one an item")
         other = copy(self)
-        other.rows = replace(self.rows, vectors=vectors[self.rows.ids], biases=biases[self.rows.ids])
+        if len(self.rows.ids) < self.num_items:
+            vectors, biases = vectors[self.rows.ids], biases[self.rows.ids]
+        other.rows = replace(self.rows, vectors=vectors, biases=biases)
         other._scan = ExactScan(other.rows.vectors, other.rows.biases)
         engine: Engine = other._scan
         if self.built.engine is not self._scan:

@@ -32,6 +32,8 @@ _ALIGNED = 16
 """faiss decodes half precision in registers where the width is a multiple of this."""
 _HIGHEST = 65_504.0
 """Of half precision."""
+_STEP = 2_048
+"""Rows that are taken in at once; the pages of arrays for all would cost as much as the rest."""
 _QUICK_SHARE = 8
 """Where more than one list in so many must be read, scans of everything are as quick."""
 
@@ -59,8 +61,10 @@ class Partitions:
 
     def extend(self, vectors: Float32[np.ndarray, "new dim"], biases: Float32[np.ndarray, "new"]) -> None:
         """Append rows; one whose norm is above M is kept as it is, and its list is chosen as if it were M."""
-        rows = _extended(vectors, biases, float(self._norm)) / self._norm
-        self._lists.add(_aligned(np.clip(rows, -_HIGHEST, _HIGHEST)))
+        for start in range(0, len(vectors), _STEP):
+            some = slice(start, start + _STEP)
+            rows = _extended(vectors[some], biases[some], float(self._norm)) / self._norm
+            self._lists.add(_aligned(np.clip(rows, -_HIGHEST, _HIGHEST)))
 
     def copied(self) -> "Partitions":
         """Another one with the same rows."""

@@ -108,6 +108,8 @@ def check_vectors(
     if biases is not None and len(biases) != len(vectors):
         raise DataError(f"biases: {len(biases):,} for {len(vectors):,} vectors; give one a vector")
     for part, values in ((name, vectors), ("biases", biases)):
-        if values is not None and not np.abs(values).max(initial=0) < _LARGEST:  # NaN is not below it either
+        if values is None:
+            continue
+        if not max(values.max(initial=0), -values.min(initial=0)) < _LARGEST:  # NaN is not below it either
             row = int(np.argmin((np.abs(values.reshape(len(values), -1)) < _LARGEST).all(1)))
             raise DataError(f"{part}: row {row} is not finite or not below 1e15; check the model")
