@@ -9,13 +9,12 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from types import FrameType
 
-import torch
-
 from palate.config import DataConfig
 from palate.errors import ConfigError
 from palate.recommend import Recommender
 from palate.service.contract import Running
 from palate.service.home import Home
+from palate.service.machine import keep_to_one_thread
 from palate.service.opening import open_system, prepare
 from palate.service.server import ServerSettings, bind, serve
 from palate.service.system import SystemConfig
@@ -81,7 +80,7 @@ def launch(
 
 def _work(what: Launch, bound: socket.socket | None, say: Say) -> None:
     """Serve in this process."""
-    torch.set_num_threads(1)
+    keep_to_one_thread()
 
     @asynccontextmanager
     async def running() -> AsyncIterator[Running]:
@@ -91,6 +90,7 @@ def _work(what: Launch, bound: socket.socket | None, say: Say) -> None:
             store, what.home, what.system, trainer=trainer, policy=what.retrain, shared=store.dialect != "sqlite"
         )
         system.start()
+        keep_to_one_thread()  # once more: libraries came with the model
         # What was loaded stays: a full collection would go through all of it, 0.2 s with 50,000 items in which nothing
         # is answered.
         gc.collect()

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from sqlalchemy import Connection
+from threadpoolctl import threadpool_limits
 
 from palate.service.contract import OverloadedError
 from palate.store import QueueFullError, Store, Writer
@@ -25,6 +26,15 @@ T = TypeVar("T")
 _log = logging.getLogger("palate.service")
 _SWITCH = 0.0002
 """Seconds."""
+
+
+def keep_to_one_thread() -> None:
+    """Let what the calling thread computes stay on it; a pool's other threads would spin between small products.
+
+    Each library has a pool of its own: those are meant that are loaded by now.
+    """
+    torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 class Machine:
@@ -36,7 +46,7 @@ class Machine:
         """Whether other processes write to the store too."""
         self.writer = Writer(store, max_waiting=max_waiting)
         self._turn = asyncio.Lock()
-        self._upkeep = ThreadPoolExecutor(1, "upkeep", partial(torch.set_num_threads, 1))
+        self._upkeep = ThreadPoolExecutor(1, "upkeep", keep_to_one_thread)
         self._readers = ThreadPoolExecutor(2, "readers")
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns = _Turns()
