@@ -122,6 +122,7 @@ async def pairs(pool: Pool, items: list[str], rate: float, seconds: float, num_p
     both: list[float] = []
     first: list[float] = []
     second: list[float] = []
+    starts: list[float] = []
     statuses: Counter[int] = Counter()
     unseen = 0
 
@@ -138,18 +139,22 @@ async def pairs(pool: Pool, items: list[str], rate: float, seconds: float, num_p
         statuses[status] += 1
         if status == 200:
             both.append(end - at)
+            starts.append(at)
             first.append(middle - at)
             second.append(end - middle)
             unseen += f'"item_id":"{item}"'.encode() in body.replace(b": ", b":")
 
     await schedule(rate, 3.0, work)  # warm
-    for values in (both, first, second):
+    for values in (both, first, second, starts):
         values.clear()
     await schedule(rate, seconds, work)
+    minutes = ((np.array(starts) - min(starts, default=0.0)) // 60).astype(int)
+    by_minute = [percentiles(list(np.array(both)[minutes == minute])) for minute in np.unique(minutes)]
     return {
         "pairs a second": rate,
         "requests a second": 2 * rate,
         "pair": percentiles(both),
+        "minutes": [[minute["p50"], minute["p99"]] for minute in by_minute],
         "event": percentiles(first),
         "list": percentiles(second),
         "statuses": dict(statuses),
