@@ -1,5 +1,6 @@
 """People in memory equal what the log says, whatever the order in which events come."""
 
+import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -95,6 +96,44 @@ def test_an_event_in_order_is_taken_without_reading_the_store() -> None:
     assert person is not None
     assert person.done.chosen() == ["a", "b"]
     assert log.reads == reads
+
+
+def test_an_event_does_not_wait_for_who_looks_at_people_and_is_in_the_next_look() -> None:
+    log = Log()
+    people = People(log.read, NEGATIVE, capacity=2)
+    log.append(people, "u", Done("a", "purchase", 1.0))
+    looking = people.get("u")
+    assert looking is not None
+    reads = log.reads
+    with people.lock:
+        writer = threading.Thread(target=log.append, args=(people, "u", Done("b", "purchase", 2.0)))
+        writer.start()
+        writer.join(10)
+        assert not writer.is_alive()
+        assert looking.done.chosen() == ["a"]
+        person = people.get("u")
+        assert person is not None
+        assert person.done.chosen() == ["a", "b"]
+    assert log.reads == reads
+
+
+def test_what_was_told_of_someone_forgotten_is_not_taken_in() -> None:
+    log = Log()
+    people = People(log.read, NEGATIVE, capacity=2)
+    log.append(people, "u", Done("a", "purchase", 1.0))
+    people.get("u")
+    for forget in (lambda: people.forget("u"), people.clear):
+        with people.lock:
+            writer = threading.Thread(target=log.append, args=(people, "u", Done("b", "purchase", 2.0)))
+            writer.start()
+            writer.join(10)
+            log.events.pop("u")
+            forget()
+            assert people.get("u") is None
+        log.append(people, "u", Done("c", "purchase", 3.0))
+        person = people.get("u")
+        assert person is not None
+        assert person.done.chosen() == ["c"]
 
 
 def test_an_event_told_twice_or_late_by_another_process_changes_nothing() -> None:

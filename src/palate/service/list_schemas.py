@@ -91,7 +91,9 @@ class ListOptions(Body):
     filter: Annotated[FilterBody, AfterValidator(_bounded)] | None = None
     diversity: Annotated[float, Field(ge=0, le=1, description="0: by score alone; towards 1, items differ more")] = 0.0
     explore: Annotated[Exploration, Field(description="whether to try what is uncertain")] = "none"
-    scenario: Annotated[Name, Field(description="where the list is shown, such as basket")] = "default"
+    scenario: Annotated[
+        Name, Field(description="where the list is shown, such as basket; the log and estimates tell lists apart by it")
+    ] = "default"
     include_seen: Annotated[bool, Field(description="also list what the person has chosen before")] = False
 
     def request(

@@ -6,7 +6,7 @@ a model can be exchanged under a person's feet.
 """
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
@@ -101,7 +101,8 @@ class Cursor(NamedTuple):
 class People:
     """The most recently seen people, each equal to what folding the store anew would give.
 
-    The store's commits tell of changes in their order, under `lock`; a reader holds it while it looks at a person.
+    The store's commits tell of changes in their order; a reader holds `lock` while it looks at a person. An event that
+    was committed meanwhile waits, its writer does not: whoever has the lock next takes it in first.
     """
 
     def __init__(self, read: Callable[[str], Stored | None], negative: Collection[str], capacity: int) -> None:
@@ -110,6 +111,7 @@ class People:
         self._negative = frozenset(negative)
         self._capacity = capacity
         self._people: OrderedDict[str, Person] = OrderedDict()
+        self._told: deque[tuple[str, int, Done]] = deque()
 
     def __len__(self) -> int:
         return len(self._people)
@@ -120,6 +122,7 @@ class People:
         `now` is what the store says of them, where others write to it as well.
         """
         with self.lock:
+            self._take_told()
             person = self._people.get(user_id)
             if person is None or (now is not None and (person.created, person.position) != (now.created, now.position)):
                 # Under the lock, or a commit between the reading and the keeping would be lost.
@@ -137,16 +140,17 @@ class People:
 
     def take(self, user_id: str, position: int, event: Done) -> None:
         """Tell of an event that was committed as the person's `position`-th; one that came before counts as taken."""
-        with self.lock:
-            person = self._people.get(user_id)
-            if person is None or position <= person.position:
-                return
-            if position != person.position + 1 or not person.take(event, self._negative):
-                del self._people[user_id]  # out of order: the next reader folds the store anew
+        self._told.append((user_id, position, event))
+        if self.lock.acquire(blocking=False):
+            try:
+                self._take_told()
+            finally:
+                self.lock.release()
 
     def describe(self, user_id: str, attributes: Mapping[str, str | float | bool | None]) -> None:
         """Tell of new attributes, complete."""
         with self.lock:
+            self._take_told()
             person = self._people.get(user_id)
             if person is not None:
                 person.attributes = dict(attributes)
@@ -155,9 +159,21 @@ class People:
     def forget(self, user_id: str) -> None:
         """Drop a person, all that was computed for them too."""
         with self.lock:
+            self._take_told()
             self._people.pop(user_id, None)
 
     def clear(self) -> None:
         """Drop everyone."""
         with self.lock:
+            self._told.clear()
             self._people.clear()
+
+    def _take_told(self) -> None:
+        """Take in the events that were told of, in their order; with the lock held."""
+        while self._told:
+            user_id, position, event = self._told.popleft()
+            person = self._people.get(user_id)
+            if person is None or position <= person.position:
+                continue
+            if position != person.position + 1 or not person.take(event, self._negative):
+                del self._people[user_id]  # out of order: the next reader folds the store anew

@@ -125,7 +125,7 @@ class Serving:
     def _adapt(self, shelf: Shelf, request: ListRequest, found: Mapping[str, Cursor] | None, now: float) -> Adapted:
         if request.user_id is None:
             return adapt(shelf, _of_session(request, shelf, now), now)
-        with self._people.lock:  # a commit waits, so that the events and what was learned of them belong together
+        with self._people.lock:  # no event is taken in between: what was learned belongs to the events
             person = self._person(request.user_id, found)
             if person is None:
                 return adapt(shelf, self._nobody, now)

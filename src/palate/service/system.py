@@ -77,7 +77,7 @@ class SystemConfig:
     """People held in memory, with what was last computed for them: some 10 kB each."""
     max_waiting: int = 8_192
     """Rows that may wait to be written; beyond, the service is overloaded."""
-    log_seconds: float = 0.05
+    log_seconds: float = 0.25
     """How long a list waits at most to be logged; lists are logged together, after they are answered."""
     states_seconds: float = 60.0
     """How often the fast weights of those who were adapted to are stored, for after a restart; 0: not at all."""
