@@ -4,7 +4,7 @@
 
 Events with lists after them come at Poisson moments from so many people, of whom the service holds 20,000 in memory.
 The first third is the warm-up, in which that memory fills. After it a line is fitted to the resident memory by least
-squares; reported are its slope, the descriptors and threads at their fewest and most, and the latencies of both halves.
+squares, and to that of the last third; reported are the slopes, the descriptors and threads at their fewest and most, and the latencies of both halves.
 """
 
 import argparse
@@ -50,9 +50,10 @@ async def load(service: Service, key: str, model: Recommender, arguments: argpar
     watching.cancel()
     times, memory, descriptors, threads = (np.array(column) for column in zip(*samples, strict=True))
     warm = times > times[0] + (times[-1] - times[0]) / 3
-    slope, _ = np.polyfit(times[warm] / 3600, memory[warm] / 2**20, 1)
+    late = times > times[0] + 2 * (times[-1] - times[0]) / 3
+    slopes = [np.polyfit(times[some] / 3600, memory[some] / 2**20, 1)[0] for some in (warm, late)]
     return {
-        "MB an hour": round(float(slope), 2),
+        "MB an hour after the warm-up, in the last third": [round(float(slope), 2) for slope in slopes],
         "MB at the start, after the warm-up, at the end": [
             round(float(value) / 2**20, 1) for value in (memory[0], memory[warm][0], memory[-1])
         ],
