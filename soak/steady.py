@@ -3,8 +3,9 @@
     python soak/steady.py --model MODEL [--hours 1] [--pairs 25] [--people 1000000]
 
 Events with lists after them come at Poisson moments from so many people, of whom the service holds 20,000 in memory.
-The first third is the warm-up, in which that memory fills. After it a line is fitted to the resident memory by least
-squares, and to that of the last third; reported are the slopes, the descriptors and threads at their fewest and most, and the latencies of both halves.
+The first third is the warm-up, in which that memory fills. Lines are fitted to the resident memory after it, and of the
+last third, by least squares; reported are their slopes, the descriptors and threads at their fewest and most, and the
+latencies of both halves.
 """
 
 import argparse
