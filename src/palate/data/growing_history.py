@@ -48,10 +48,10 @@ class GrowingHistory(Generic[Item]):
         """What is known after the events so far; items without a number (None) are left out."""
         numbers: list[int] = []
         times: list[float] = []
-        for item, when in self._first.items():
-            if not self._refused[item] and (number := number_of(item)) is not None:
+        for item in self.chosen():
+            if (number := number_of(item)) is not None:
                 numbers.append(number)
-                times.append(when)
+                times.append(self._first[item])
         refused: list[int] = []
         if True in self._refused.values():
             refused = [number for item in self.refused() if (number := number_of(item)) is not None]
