@@ -13,7 +13,6 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def outcome(future: "Future[Counter[tuple[str, int]]]") -> Counter[str] | None:
     """What a run saw; None: making up the requests took too much memory."""
     try:
         return Counter({f"{mode} {status}": count for (mode, status), count in future.result().items()})
-    except (MemoryError, BrokenProcessPool):
+    except MemoryError:
         return None
 
 
