@@ -6,9 +6,13 @@ part. `ApswDriver` is as much of Python's sqlite3 module as SQLAlchemy asks for,
 schema, the statements and the writer are those of the product; only the layer between them and SQLite is not.
 """
 
+import json
+import os
 import random
+import struct
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +23,10 @@ from sqlalchemy import make_url
 from palate.store.store import Store, make_engine
 
 SECTOR = 512
+_MARK = b"\xf0STEP\x0f"
+"""Begins each step of a record in a file; a step that a kill cut short is passed over to the next mark."""
+_SIZES = struct.Struct(">III")
+"""Length of what a step says, of its data, and the checksum of both."""
 
 
 class Step(NamedTuple):
@@ -32,11 +40,16 @@ class Step(NamedTuple):
 
 
 class RecordingDisk(apsw.VFS):
-    """Register with a name; `steps` is the record, `sync_fails` and `full` make the next syncs or writes fail."""
+    """Register with a name; `steps` is the record, `sync_fails` and `full` make the next syncs or writes fail.
 
-    def __init__(self, name: str) -> None:
+    With a file the record is appended to it instead, for `read_record`. A step is noted before SQLite, and so anyone
+    who waits for it, goes on: the steps of several processes stand in an order in which they may have happened.
+    """
+
+    def __init__(self, name: str, file: Path | None = None) -> None:
         self.name = name
         self.steps: list[Step] = []
+        self._file = None if file is None else os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
         self.recording = True
         self.sync_fails = self.full = False
         self._lock = threading.Lock()
@@ -48,9 +61,13 @@ class RecordingDisk(apsw.VFS):
 
     def add(self, step: Step) -> None:
         """Record a step."""
-        if self.recording:
-            with self._lock:
+        if not self.recording:
+            return
+        with self._lock:
+            if self._file is None:
                 self.steps.append(step)
+            else:
+                os.write(self._file, _to_bytes(step))
 
     def xOpen(self, name: Any, flags: list[int]) -> "_RecordedFile":
         """Open a file; temporary ones have no name and are of no interest after a cut."""
@@ -85,7 +102,30 @@ class _RecordedFile(apsw.VFSFile):
         self._disk.add(Step("sync", self._path))
 
 
-def files_after(steps: Iterable[Step], rng: random.Random, there: Sequence[str] = ()) -> dict[str, bytes]:
+def read_record(file: Path) -> list[Step]:
+    """Return the steps that disks noted in a file."""
+    content = file.read_bytes() if file.exists() else b""
+    steps, at = [], content.find(_MARK)
+    while at >= 0:
+        start, end = at + len(_MARK) + _SIZES.size, at + len(_MARK)
+        if start <= len(content):
+            said, length, checksum = _SIZES.unpack(content[end:start])
+            whole = content[start : start + said + length]
+            if len(whole) == said + length and zlib.crc32(whole) == checksum:
+                kind, name, offset = json.loads(whole[:said])
+                steps.append(Step(kind, name, offset, whole[said:]))
+                end = start + len(whole)
+        at = content.find(_MARK, end)
+    return steps
+
+
+def _to_bytes(step: Step) -> bytes:
+    said = json.dumps([step.kind, step.file, step.offset]).encode()
+    whole = said + step.data
+    return _MARK + _SIZES.pack(len(said), len(step.data), zlib.crc32(whole)) + whole
+
+
+def files_after(steps: Iterable[Step], rng: random.Random, there: Mapping[str, bytes]) -> dict[str, bytes]:
     """Return what a power cut at the end of some steps may leave, by the name of the file.
 
     What was synced is there. Of what was not, each write is kept, lost, or torn at sectors, whatever its order; a file
@@ -94,9 +134,9 @@ def files_after(steps: Iterable[Step], rng: random.Random, there: Sequence[str] 
     Args:
         steps: up to the cut.
         rng: decides what is lost.
-        there: files that are empty and there before the first step.
+        there: what was durable before the first step.
     """
-    durable: dict[str, bytearray] = {name: bytearray() for name in there}
+    durable: dict[str, bytearray] = {name: bytearray(content) for name, content in there.items()}
     pending: dict[str, list[Step]] = {}
     gone: dict[str, bytearray] = {}
     for step in steps:

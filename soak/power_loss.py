@@ -49,7 +49,7 @@ def cut(steps: list[Step], at: int, file: Path, rng: random.Random) -> tuple[int
     """Cut the power before a step, and check what is left; return how many events it holds and acknowledged."""
     acknowledged = {name for step in steps[:at] if step.kind == "note" for name in step.note}  # type: ignore[attr-defined]
     source = next(step.file for step in steps if step.file.endswith("palate.db"))
-    for name, content in files_after(steps[:at], rng, [source]).items():
+    for name, content in files_after(steps[:at], rng, {source: b""}).items():
         (file.parent / Path(name).name).write_bytes(content)
     store = Store.open(f"sqlite:///{file}")
     try:
