@@ -1,6 +1,7 @@
 """What many tests share: a small world whose right answer is planted in it, and a model trained on its first part."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -43,7 +44,13 @@ COUNTRIES = {"garden": "France", "kitchen": "Italy", "toys": "Spain"}
 NUM_USERS, ITEMS_PER_TASTE, NUM_LATE_USERS, LATE_ITEMS_PER_TASTE = 150, 20, 40, 3
 
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import store_files  # noqa: E402
+
+
 def pytest_configure() -> None:
+    store_files.watch()
     torch.set_num_threads(1)
     settings.register_profile("untimed", deadline=None)  # how busy the machine is says nothing of the code
     settings.load_profile("untimed")

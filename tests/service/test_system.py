@@ -29,6 +29,7 @@ from palate.service.system import System, SystemConfig
 from palate.service.trainer import RetrainPolicy, Trainer
 from palate.store import Store, events, items, people, registry
 from palate.store import recommendations as shown
+from store_files import files_that_hold
 
 
 class Place:
@@ -588,15 +589,27 @@ def test_keys_come_and_go(place: Place) -> None:
         assert [one.name for one in await system.keys()] == ["first key", "web shop"]
 
     place.run(work)
-    content = b"".join(file.read_bytes() for file in place.home.folder.glob("palate.db*"))
     assert place.key is not None
-    assert place.key.encode() not in content
+    assert files_that_hold(place.home.folder, place.key) == []
 
 
 def test_a_home_has_one_service(place: Place) -> None:
-    with place.home.locked(), pytest.raises(StoreError, match="another"), place.home.locked():
+    store = place.home.database
+    with place.home.locked(store), pytest.raises(StoreError, match="another"), place.home.locked(store):
         pass
-    with place.home.locked():
+    with place.home.locked(store):
+        pass
+
+
+def test_a_sqlite_store_has_one_service_wherever_its_home_is(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'elsewhere' / 'shop.db'}"
+    homes = [Home(tmp_path / name) for name in ("one", "other")]
+    for home in homes:
+        home.make()
+    with homes[0].locked(store), pytest.raises(StoreError, match="another"), homes[1].locked(store):
+        pass
+    shared = "postgresql://host/database"
+    with homes[0].locked(shared), homes[1].locked(shared):
         pass
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import MetaData, select, text
 
+import store_files
 from palate.errors import StoreError
 from palate.recommend.signing import make_key, read_key, verify
 from palate.store import NewEvent, Store, Writer, erasure, events, items, jobs, keys, migrations, people, registry
@@ -227,6 +228,37 @@ def test_a_backup_of_an_older_schema_is_migrated(
     with store.read() as connection:
         assert migrations.current_revision(connection) == migrations.latest_revision()
     assert content(store) == before
+
+
+def test_a_backup_replaces_nothing_but_a_backup(store: Store, home: Path, event_of: Make) -> None:
+    fill(store, home / "models", event_of)
+    (home / "notes.txt").write_text("not a backup, and dear to somebody")
+    for file, reason in (
+        (home / "notes.txt", r"notes\.txt: is there and is no backup; name another file"),
+        (home / "models", r"models: this is a folder; name a file"),
+    ):
+        with pytest.raises(StoreError, match=reason):
+            back_up(store, home / "models", file, 5.0)
+    assert (home / "notes.txt").read_text().startswith("not a backup")
+    (home / "empty.tar").touch()  # as `mktemp` makes it
+    for _ in range(2):
+        back_up(store, home / "models", home / "empty.tar", 5.0)
+
+
+def test_a_store_is_never_read_as_a_backup_or_written_over(tmp_path: Path, event_of: Make) -> None:
+    url = f"sqlite:///{tmp_path / 'palate.db'}"
+    store = Store.open(url)
+    fill(store, tmp_path / "models", event_of)
+    (tmp_path / "link.tar").symlink_to(tmp_path / "palate.db")
+    os.link(tmp_path / "palate.db", tmp_path / "second-name.tar")
+    for name in ("palate.db", "palate.db-wal", "palate.db-shm", "palate.db-journal", "link.tar", "second-name.tar"):
+        with pytest.raises(StoreError, match="this is the store itself"):
+            back_up(store, tmp_path / "models", tmp_path / name, 5.0)
+        with pytest.raises(StoreError, match="this is the store itself"):
+            restore(tmp_path / name, url, tmp_path / "models", tmp_path / "log", tmp_path / "key")
+    assert store_files.faults(os.getpid(), tmp_path / "palate.db") == []
+    assert content(store)["events"]
+    store.close()
 
 
 def test_a_model_that_serves_must_be_there(store: Store, home: Path, event_of: Make) -> None:

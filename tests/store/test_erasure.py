@@ -1,20 +1,27 @@
 """An erased person is gone from every table, from the log of the database, and from its files, byte for byte."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text
 
+import store_files
 from palate.errors import StoreError
 from palate.store import NewEvent, Store, Writer, erasure, events, items, people, recommendations, states
+from palate.store.file_search import holds
 from palate.store.items import ItemChange
 from palate.store.people import PersonChange
 from palate.store.recommendations import ShownList
 from palate.store.schema import erasures, metadata
+from palate.store.schema import events as table
 from palate.store.states import SavedState
+from store_files import files_that_hold
 
 Make = Callable[..., NewEvent]
 WHOM = "marguerite-yourcenar-1903"
@@ -55,11 +62,6 @@ def fill(store: Store, event_of: Make, others: int = 40) -> None:
             )
 
 
-def files_that_hold(folder: Path, needle: str) -> list[str]:
-    found = [path for path in folder.rglob("*") if path.is_file() and needle.encode() in path.read_bytes()]
-    return sorted(str(path.relative_to(folder)) for path in found)
-
-
 def test_an_erased_person_is_in_no_table(store: Store, writer: Writer, event_of: Make) -> None:
     fill(store, event_of)
     with store.read() as connection:
@@ -98,6 +100,52 @@ def test_no_byte_stays_in_the_files_of_sqlite(tmp_path: Path, event_of: Make, kn
     writer.close()
     store.close()
     assert files_that_hold(home, WHOM) == []
+
+
+def test_an_erasure_keeps_the_locks_and_the_log_of_the_store(tmp_path: Path, event_of: Make) -> None:
+    """What is written after it is there, though another process came and went meanwhile, and this one was killed."""
+    copy = tmp_path / "after-a-kill"
+    copy.mkdir()
+    store = Store.open(f"sqlite:///{tmp_path / 'palate.db'}")
+    fill(store, event_of)
+    with store.write() as connection:
+        erasure.erase(connection, store.salt, WHOM, 9.0)
+    erasure.finish(store, tmp_path / "erasures.log", [WHOM])
+    assert store_files.faults(os.getpid(), tmp_path / "palate.db") == []
+    other = "import sys; from palate.store import Store; Store.open(sys.argv[1]).close()"
+    subprocess.run([sys.executable, "-c", other, f"sqlite:///{tmp_path / 'palate.db'}"], check=True)
+    assert store_files.faults(os.getpid(), tmp_path / "palate.db") == []
+    with store.write() as connection:
+        events.append(connection, [event_of("after")], 10.0)
+    subprocess.run(f"cp {tmp_path}/palate.db* {copy}", shell=True, check=True)  # what a kill would leave
+    left = Store.open(f"sqlite:///{copy / 'palate.db'}")
+    with left.read() as connection:
+        assert connection.scalars(select(table.c.event_id).where(table.c.event_id == "after")).all() == ["after"]
+    left.close()
+    store.close()
+
+
+@pytest.mark.parametrize("place", [0, 5, (1 << 20) - 6, (1 << 20) - 1, 1 << 20, (2 << 20) + 17])
+def test_bytes_are_found_wherever_they_are(tmp_path: Path, place: int) -> None:
+    file = tmp_path / "content"
+    file.write_bytes(b"x" * place + b"needle" + b"x" * ((3 << 20) - place))
+    assert holds(file, [b"haystack", b"needle"])
+    assert holds(file, [b"x"])
+    assert not holds(file, [b"needles", b"haystack"])
+    assert not holds(file, [])
+
+
+def test_a_file_that_cannot_be_searched_fails_the_scrub(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, event_of: Make
+) -> None:
+    with pytest.raises(OSError, match="cannot be searched"):
+        holds(tmp_path / "none", [b"a"])
+    store = Store.open(f"sqlite:///{tmp_path / 'palate.db'}")
+    fill(store, event_of)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(StoreError, match="cannot be read or written now"):
+        erasure.finish(store, tmp_path / "erasures.log", [WHOM])
+    store.close()
 
 
 def test_copies_that_sqlite_leaves_in_the_gaps_are_found_and_removed(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from palate.errors import ConfigError, StoreError
 from palate.store import NewEvent, Store, events, migrations, recommendations
 from palate.store.recommendations import ShownList
 from palate.store.schema import metadata
+from palate.store.store import files_of
 
 Make = Callable[..., NewEvent]
 
@@ -153,6 +154,36 @@ def test_a_store_is_made_for_its_owner_only_and_not_by_surprise(tmp_path: Path) 
     Store.open(url).close()
     assert stat.S_IMODE(os.stat(tmp_path / "new" / "palate.db").st_mode) == 0o600
     Store.open(url, create=False).close()
+
+
+def test_a_file_gets_its_name_when_nothing_has_it_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where a file system knows no links, and where another process was first."""
+    Store.open(f"sqlite:///{tmp_path / 'linked.db'}").close()
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    Store.open(f"sqlite:///{tmp_path / 'moved.db'}").close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["linked.db", "moved.db"]
+
+    (tmp_path / "other").touch()
+
+    def too_late(*_: object) -> None:
+        (tmp_path / "other").rename(tmp_path / "raced.db")
+        raise FileExistsError(17, "there already")
+
+    monkeypatch.setattr(os, "link", too_late)
+    Store.open(f"sqlite:///{tmp_path / 'raced.db'}").close()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_link_to_a_place_without_a_file_makes_the_file_there(tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to(tmp_path / "disk" / "real.db")
+    Store.open(f"sqlite:///{tmp_path / 'link.db'}").close()
+    assert stat.S_IMODE((tmp_path / "disk" / "real.db").stat().st_mode) == 0o600
+    assert files_of(f"sqlite:///{tmp_path / 'link.db'}")[1] == tmp_path / "disk" / "real.db-wal"
+    assert files_of("postgresql://host/database") == ()
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path) -> None:

@@ -165,8 +165,9 @@ def restore(
     """
     place = _home(home)
     place.make()
-    with place.locked():
-        done = put_back(file, store or place.database, place.models, place.erasures, place.signing_key, sign=sign)
+    url = store or place.database
+    with place.locked(url):
+        done = put_back(file, url, place.models, place.erasures, place.signing_key, sign=sign)
         _say(done, as_json)
 
 

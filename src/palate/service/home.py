@@ -3,11 +3,12 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from palate.errors import ConfigError, StoreError
+from palate.store.store import files_of
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,41 @@ class Home:
             raise ConfigError(f"{self.folder}: cannot be made ({error.strerror}); choose another --home") from None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other services out of the folder: a SQLite store has one process that writes and remembers.
+    def locked(self, store: str) -> Iterator[None]:
+        """Keep other services out of the folder and, where it lies elsewhere, out of a SQLite store.
+
+        A SQLite store has one process that writes and remembers. With PostgreSQL nobody is kept out.
+
+        Args:
+            store: URL of the store.
 
         Raises:
-            StoreError: another service is at work in it.
+            StoreError: another service is at work in one of them, or a lock cannot be made.
         """
-        handle = os.open(self.folder / "serve.lock", os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise StoreError(
-                    f"{self.folder}: another `palate serve` is at work here; stop it, or serve several processes from "
-                    "PostgreSQL (--store postgresql://…)"
-                ) from None
+        files = files_of(store)
+        with ExitStack() as held:
+            if files:
+                held.enter_context(_locked(self.folder / "serve.lock", str(self.folder)))
+            if files and files[0].parent != self.folder.resolve():
+                held.enter_context(_locked(files[0].with_name(f"{files[0].name}.serve.lock"), store))
             yield
-        finally:
-            os.close(handle)
+
+
+@contextmanager
+def _locked(file: Path, what: str) -> Iterator[None]:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(file, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be made ({error.strerror}); choose another place") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StoreError(
+                f"{what}: another `palate serve` is at work here; stop it, or serve several processes from "
+                "PostgreSQL (--store postgresql://…)"
+            ) from None
+        yield
+    finally:
+        os.close(handle)

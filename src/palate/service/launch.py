@@ -5,7 +5,7 @@ import multiprocessing
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
 
@@ -63,8 +63,7 @@ def launch(
         ConfigError, DataError, ModelError, StoreError: it cannot be started; what to do is in the message.
     """
     what.home.make()
-    alone = what.store.startswith("sqlite")
-    with what.home.locked() if alone else nullcontext():
+    with what.home.locked(what.store):
         store = Store.open(what.store)
         try:
             secret = prepare(store, what.home, model, data, say)

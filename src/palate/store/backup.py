@@ -21,11 +21,10 @@ from palate.data.files import sync_folder
 from palate.errors import StoreError
 from palate.store import migrations, registry
 from palate.store.schema import metadata
-from palate.store.store import Store
+from palate.store.store import Store, files_of
 
 FORMAT: Final = 1
 CONTENTS: Final = "backup.json"
-_CHUNK: Final = 1 << 20
 
 
 class BackedUp(NamedTuple):
@@ -49,8 +48,10 @@ def back_up(store: Store, models: Path, file: Path, now: float) -> BackedUp:
         now: seconds since 1970 UTC, noted in the file.
 
     Raises:
-        StoreError: the store cannot be read, a model that serves is missing, or the file cannot be written.
+        StoreError: the store cannot be read, a model that serves is missing, or the file cannot be written, or is
+            there and is no backup.
     """
+    _refuse_another_file(file, store)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         with store.read() as connection, _open_new(temporary) as raw:
@@ -79,6 +80,29 @@ def back_up(store: Store, models: Path, file: Path, now: float) -> BackedUp:
     finally:
         temporary.unlink(missing_ok=True)
     return BackedUp(rows, num_models, num_bytes)
+
+
+def refuse_store_file(file: Path, url: str) -> None:
+    """Refuse a file that is part of a SQLite store, before it is opened.
+
+    Raises:
+        StoreError: it is.
+    """
+    for own in files_of(url):
+        if file.resolve() == own.resolve() or (file.exists() and own.exists() and file.samefile(own)):
+            raise StoreError(f"{file}: this is the store itself; name another file")
+
+
+def _refuse_another_file(file: Path, store: Store) -> None:
+    """Refuse to write a backup over anything but an older backup."""
+    refuse_store_file(file, store.engine.url.render_as_string(hide_password=False))
+    if file.is_dir():
+        raise StoreError(f"{file}: this is a folder; name a file for the backup, such as {file / 'shop.tar'}")
+    try:
+        if file.exists() and file.stat().st_size and not tarfile.is_tarfile(file):
+            raise StoreError(f"{file}: is there and is no backup; name another file, or remove this one")
+    except OSError as error:
+        raise StoreError(f"{file}: cannot be read ({error.strerror}); name another file") from None
 
 
 def dump_rows(connection: Connection, table: Table) -> Iterator[bytes]:

@@ -17,12 +17,12 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, delete, func, insert, select
 
 from palate.errors import StoreError
+from palate.store.file_search import holds
 from palate.store.schema import erasures, events, people, recommendations, states
 from palate.store.store import Store
 
 _PATIENCE: Final = 30.0
 """Seconds to wait for readers that hold an old snapshot of the SQLite file."""
-_CHUNK: Final = 1 << 20
 
 
 class Erased(NamedTuple):
@@ -170,12 +170,12 @@ def _scrub_sqlite(store: Store, user_ids: Sequence[str] | None) -> None:
     """Empty the log of SQLite; where the main file still holds one of the ids, write that file anew.
 
     SQLite overwrites what it deletes (`secure_delete`), but when it moves rows between pages it leaves copies behind
-    in the gaps. Those are rare, and a look is cheaper than a rewrite.
+    in the gaps. Those are rare, and a look is cheaper than a rewrite. Another process looks, see `file_search`.
     """
     with store.alone() as connection:
         _truncate_log(store, connection)
         file = Path(store.engine.url.database or "")
-        if user_ids is None or _holds(file, [user_id.encode() for user_id in user_ids]):
+        if user_ids is None or holds(file, [user_id.encode() for user_id in user_ids]):
             connection.exec_driver_sql("VACUUM")
             _truncate_log(store, connection)
 
@@ -189,18 +189,6 @@ def _truncate_log(store: Store, connection: Connection) -> None:
         if time.monotonic() > end:
             raise StoreError(f"{store.name}: a reader keeps an old snapshot open, so its log cannot be emptied yet")
         time.sleep(0.05)
-
-
-def _holds(file: Path, needles: Sequence[bytes]) -> bool:
-    longest = max(map(len, needles), default=1)
-    tail = b""
-    with file.open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            window = tail + chunk
-            if any(needle in window for needle in needles):
-                return True
-            tail = window[-(longest - 1) :] if longest > 1 else b""
-    return False
 
 
 def _scrub_postgres(store: Store, user_ids: Sequence[str] | None) -> None:

@@ -22,7 +22,7 @@ from palate.data.files import sync_folder, write_atomically
 from palate.errors import ModelError, StoreError
 from palate.recommend.signing import MANIFEST, SIGNATURE, keep, make_key, pending, read_key, verify
 from palate.store import erasure, migrations
-from palate.store.backup import CONTENTS, FORMAT
+from palate.store.backup import CONTENTS, FORMAT, refuse_store_file
 from palate.store.schema import erasures, events, metadata, settings
 from palate.store.store import Store
 from palate.store.upsert import INSERTS
@@ -54,10 +54,11 @@ def restore(file: Path, url: str, models: Path, log: Path, key: Path, *, sign: b
         sign: let a key that is there sign them too: models of another home, or of before there were signatures.
 
     Raises:
-        StoreError: the file is damaged, of a newer version or no backup, holds a model that the home's key has not
-            signed, or something cannot be written. The database is then as it was.
+        StoreError: the file is damaged, of a newer version, no backup or the store itself, holds a model that the
+            home's key has not signed, or something cannot be written. The database is then as it was.
         ModelError: the key cannot be read or made.
     """
+    refuse_store_file(file, url)
     logged = erasure.read_log(log)
     try:
         with tarfile.open(file, mode="r:") as archive:

@@ -14,6 +14,7 @@ from typing import Any, Final, final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, insert, make_url, select
 
+from palate.data.files import sync_folder
 from palate.errors import ConfigError, DataError, PalateError, StoreError
 from palate.store import migrations
 from palate.store.driver import run
@@ -93,7 +94,7 @@ class Store:
         if file is not None and not file.exists():
             if not create:
                 raise StoreError(f"{file}: there is no such store; `palate serve` makes one")
-            _make_file(file)
+            _make_file(file.resolve())
         engine = make_engine(parsed)
         try:
             return Store(engine)
@@ -227,15 +228,45 @@ def _parse(url: str) -> URL:
     raise ConfigError(f"store: {parsed.drivername} without a lasting database; {expected}")
 
 
+def files_of(url: str) -> tuple[Path, ...]:
+    """Return the files that SQLite keeps a store in; of a store on PostgreSQL none.
+
+    A process that is connected to the store must not open them (see `file_search`), and nothing else may be written in
+    their place.
+
+    Raises:
+        ConfigError: the URL is of neither kind.
+    """
+    parsed = _parse(url)
+    if parsed.drivername != "sqlite" or not parsed.database:
+        return ()
+    file = Path(parsed.database).resolve()  # SQLite follows links too
+    return tuple(file.with_name(file.name + ending) for ending in ("", "-wal", "-shm", "-journal"))
+
+
 def _make_file(file: Path) -> None:
-    """Make an empty file whose name is on the disk, readable by its owner alone."""
+    """Make an empty file whose name is on the disk, readable by its owner alone.
+
+    It gets its name after it was closed: whoever finds it can lock it at once, and nobody here closes it any more.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}.new")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
-        folder = os.open(file.parent, os.O_RDONLY)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         try:
-            os.fsync(folder)
+            _name(temporary, file)
         finally:
-            os.close(folder)
+            temporary.unlink(missing_ok=True)
+        sync_folder(file.parent)
     except OSError as error:
         raise StoreError(f"{file}: cannot be made ({error.strerror}); choose another place") from None
+
+
+def _name(temporary: Path, file: Path) -> None:
+    try:
+        os.link(temporary, file)
+    except FileExistsError:
+        pass  # another process was first
+    except OSError:  # a file system without links
+        if not file.exists():
+            temporary.rename(file)
