@@ -228,6 +228,7 @@ def test_only_people_whom_the_served_model_has_never_seen_play_the_newcomer(
     assert params is model.params
     assert torch.equal(items.features, model.items.features[: model.num_trained])
     assert torch.equal(items.vectors, model.items.vectors[: model.num_trained])
+    assert torch.equal(items.bias, model.items.bias[: model.num_trained])
 
 
 def test_with_too_few_newcomers_the_head_is_carried_over_and_that_is_said(

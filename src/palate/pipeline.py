@@ -43,7 +43,6 @@ from palate.meta.evidence import (
     fit_rotation,
     foretell_evidence,
     layout_of,
-    make_items,
 )
 from palate.meta.head import Head, Items, Layout, catalogue_statistics, make_head
 from palate.meta.item_tasks import ItemPosterior, fit_item_posterior, rank_of
@@ -253,7 +252,7 @@ def _meta_train(
             list(people.values()),
             torch.stack([profiles[user] for user in people]),
             shared.backbone,
-            shared.items.vectors[:, :-1],
+            shared.items.vectors,
             shared.items,
             meta.support_sizes,
             meta.min_query,
@@ -310,7 +309,7 @@ def _go_on(
             stage.done(f"carried over: {error}")
     layout = _layout(items, content, prepared, config)
     fresh = _make_head(items, prepared, config).params(layout, items)
-    width, others = served.features.shape[1], content.shape[1] + items.vectors.shape[1] - 1
+    width, others = served.features.shape[1], content.shape[1] + items.vectors.shape[1]
     rank = items.features.shape[1] - others
     return learned._replace(params=carry_over(learned.params, fresh, width, width - others, rank))
 
@@ -333,7 +332,7 @@ def _make_head(items: Items, prepared: Prepared, config: Config) -> Head:
 
 
 def _layout(items: Items, content: Float[Tensor, "item content"], prepared: Prepared, config: Config) -> Layout:
-    dim = items.vectors.shape[1] - 1
+    dim = items.vectors.shape[1]
     rank = items.features.shape[1] - content.shape[1] - dim
     return layout_of(rank, content.shape[1], dim, prepared.profile_encoder.dim, config.evidence)
 
@@ -396,7 +395,7 @@ def assemble(
         vectors = ensemble.item_vectors()
         features, space = fit_features(people, content, vectors, config.evidence)
         popularity = fit_popularity(people, len(vectors), config.evidence.half_life, until)
-        items = make_items(features, vectors, ensemble.item_bias(), popularity.items)
+        items = Items(features, vectors, ensemble.item_bias(), popularity.items)
     return Shared(ensemble, items, space, popularity.unseen, popularity.counts)
 
 
@@ -417,7 +416,8 @@ def learn_items(
                 ],
                 1,
             ),
-            torch.cat([vectors, items.vectors[:, -1].min().expand(len(vectors), 1)], 1),
+            vectors,
+            items.bias.min().expand(len(vectors)),
             torch.full((len(vectors),), shared.unseen_popularity),
         )
         return fit_item_posterior(

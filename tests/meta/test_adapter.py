@@ -22,7 +22,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 def make_params(learner: str, settings: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Parameters as after a training: nothing is 0 that training moves."""
     generator = torch.Generator().manual_seed(0)
-    items = Items(torch.randn(NUM_ITEMS, NUM_FEATURES), torch.randn(NUM_ITEMS, DIM + 1), torch.randn(NUM_ITEMS))
+    features, in_context = torch.randn(NUM_ITEMS, NUM_FEATURES), torch.randn(NUM_ITEMS, DIM + 1)
+    items = Items(features, in_context[:, :DIM], in_context[:, DIM], torch.randn(NUM_ITEMS))
     half = torch.arange(NUM_FEATURES) % 2
     layout = Layout(torch.linspace(-1, 1, NUM_FEATURES), half.float(), 1 - half.float(), NUM_PROFILE)
     params = make_head(learner, NUM_FEATURES, NUM_PROFILE, settings).params(layout, items)

@@ -19,9 +19,8 @@ from palate.meta.evidence import (
     fit_rotation,
     foretell_evidence,
     layout_of,
-    make_items,
 )
-from palate.meta.head import catalogue_statistics
+from palate.meta.head import Items, catalogue_statistics
 
 
 def history(items: list[int]) -> History:
@@ -175,12 +174,12 @@ def test_layout_gives_each_block_its_start() -> None:
 
 def test_catalogue_statistics_by_hand() -> None:
     features = torch.tensor([[2.0, 0, 1, 3], [2, 0, -1, 1]])
-    items = make_items(features, torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 4.0]), torch.zeros(2))
-    assert items.vectors.tolist() == [[1, 0], [3, 4]]
+    items = Items(features, torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 4.0]), torch.zeros(2))
     statistics = catalogue_statistics(items, torch.tensor([1.0, 1, 1, 0]))
     # Mean squares 4, 0 and 1: the dead one is left out, the mean of the others is 2.5.
     expected = torch.tensor([4 / 2.5, 1, 1 / 2.5, 1]).log()
     torch.testing.assert_close(statistics["fixed.spectrum"], expected)
+    # Of the vectors with the bias behind them: [1, 0] and [3, 4].
     assert statistics["fixed.vector_covariance"].tolist() == [[1, 2], [2, 4]]
     assert statistics["fixed.feature_covariance"].diagonal().tolist() == [0, 0, 1, 1]
 

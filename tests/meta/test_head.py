@@ -19,7 +19,8 @@ def head() -> Head:
 
 def world() -> tuple[Params, Items, Profile]:
     torch.manual_seed(0)
-    items = Items(torch.randn(NUM_ITEMS, NUM_FEATURES), torch.randn(NUM_ITEMS, DIM + 1), torch.randn(NUM_ITEMS))
+    features, in_context = torch.randn(NUM_ITEMS, NUM_FEATURES), torch.randn(NUM_ITEMS, DIM + 1)
+    items = Items(features, in_context[:, :DIM], in_context[:, DIM], torch.randn(NUM_ITEMS))
     layout = Layout(torch.zeros(NUM_FEATURES), torch.tensor([0.0, 1, 1, 0]), torch.zeros(NUM_FEATURES), 2)
     params = head().params(layout, items)
     for name in ("gates", "prior.bias", "prior.profile"):
@@ -56,7 +57,7 @@ def test_the_score_is_the_sum_of_its_four_terms(chosen: list[int], returning: fl
     n = len(chosen)
     inputs = np.array([1, float(n == 0), math.log(1 + n), 1 / (1 + n), returning])
     trust_state, trust_delta = np.log1p(np.exp(params["gates"].numpy() @ inputs))
-    in_context = vectors[:, :DIM] @ state.numpy() + vectors[:, DIM]  # the item's bias is part of it
+    in_context = vectors @ state.numpy() + items.bias.numpy()
     moved = features @ ridge_by_hand(features[chosen], mean_of(params, profile))
     mean = mean_of(params, profile)
     expected = (

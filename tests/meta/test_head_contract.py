@@ -20,7 +20,8 @@ def head_of(name: str) -> Head:
 
 def world(name: str, seed: int = 0) -> tuple[Params, Items]:
     torch.manual_seed(seed)
-    items = Items(torch.randn(NUM_ITEMS, NUM_FEATURES), torch.randn(NUM_ITEMS, DIM + 1), torch.randn(NUM_ITEMS))
+    features, in_context = torch.randn(NUM_ITEMS, NUM_FEATURES), torch.randn(NUM_ITEMS, DIM + 1)
+    items = Items(features, in_context[:, :DIM], in_context[:, DIM], torch.randn(NUM_ITEMS))
     layout = Layout(
         torch.randn(NUM_FEATURES) * 0.3,
         torch.tensor([1.0] * 8) if LEARNERS[name].by_feature else torch.tensor([0.0] * 4 + [1.0] * 4),

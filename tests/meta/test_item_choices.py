@@ -105,8 +105,7 @@ def rows(choices: ItemChoices, now: float) -> Items:
     generator = torch.Generator().manual_seed(0)
     vectors = torch.randn(NUM + 3, 2, generator=generator)
     features = torch.cat([torch.randn(NUM + 3, 7, generator=generator), vectors], 1)
-    bias = torch.randn(NUM + 3, 1, generator=generator)
-    base = Items(features, torch.cat([vectors, bias], 1), torch.zeros(NUM + 3))
+    base = Items(features, vectors, torch.randn(NUM + 3, generator=generator), torch.zeros(NUM + 3))
     return choices.rows(base, now, ItemTaskConfig(sizes=(5,)), EVIDENCE, SPACE)
 
 

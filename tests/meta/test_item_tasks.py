@@ -35,7 +35,7 @@ def make_items(num: int = 12, seed: int = 0) -> Items:
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(num, 2, generator=generator)
     features = torch.cat([torch.randn(num, 7, generator=generator), vectors], 1)
-    return Items(features, torch.cat([vectors, torch.randn(num, 1, generator=generator)], 1), torch.zeros(num))
+    return Items(features, vectors, torch.randn(num, generator=generator), torch.zeros(num))
 
 
 def make_posterior(num: int = 12, **changes: Any) -> ItemPosterior:
@@ -88,12 +88,12 @@ def test_rows_by_loops() -> None:
     evidence = 0.5 * prior.features[0, :4] + 1.5 * folded
     torch.testing.assert_close(found.features[0, :4].double(), evidence.double(), atol=1e-6, rtol=1e-5)
     assert torch.equal(found.features[0, 4:7], prior.features[0, 4:7]), "content stays what it is"
-    centre = items.vectors[:, :-1].mean(0)
-    first, second = items.vectors[[0, 5], :-1].mean(0), items.vectors[[5, 7], :-1].mean(0)
-    vector = centre + 0.25 * (prior.vectors[0, :-1] - centre) + 2.0 * ((first + second) / 2 - centre)
-    torch.testing.assert_close(found.vectors[0, :-1], vector, atol=1e-6, rtol=1e-5)
+    centre = items.vectors.mean(0)
+    first, second = items.vectors[[0, 5]].mean(0), items.vectors[[5, 7]].mean(0)
+    vector = centre + 0.25 * (prior.vectors[0] - centre) + 2.0 * ((first + second) / 2 - centre)
+    torch.testing.assert_close(found.vectors[0], vector, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(found.features[0, 7:], vector, atol=1e-6, rtol=1e-5)
-    assert found.vectors[0, -1] == pytest.approx(max(float(prior.vectors[0, -1]), -3 + 2 * np.log(7)))
+    assert found.bias[0] == pytest.approx(max(float(prior.bias[0]), -3 + 2 * np.log(7)))
     assert found.popularity[0] == pytest.approx((np.log(7) - 1) / 0.5, rel=1e-6)
     for part, before in zip(found, prior, strict=True):
         assert torch.equal(part[1], before[1]), "without choosers nothing changes"
@@ -124,11 +124,12 @@ class TestLearning:
             for row in range(self.num_people)
         ]
         taste = torch.nn.functional.one_hot(torch.arange(self.num_items) // 20).float()
-        vectors = torch.cat([taste[:, :2] * 2, torch.zeros(self.num_items, 1)], 1)
+        vectors = taste[:, :2] * 2
         evidence = torch.cat([taste * 0.6, torch.zeros(self.num_items, 1)], 1)
-        features = torch.cat([evidence, torch.zeros(self.num_items, 3), vectors[:, :2]], 1)
+        features = torch.cat([evidence, torch.zeros(self.num_items, 3), vectors], 1)
         counts = torch.from_numpy(np.bincount(np.concatenate([one.items for one in people]))).float()
-        return people, Items(features, vectors, torch.zeros(self.num_items)), counts
+        nothing = torch.zeros(self.num_items)
+        return people, Items(features, vectors, nothing, nothing), counts
 
     def fit(self, foretold: Items) -> ItemPosterior:
         people, items, counts = self.world()
@@ -161,8 +162,7 @@ class TestLearning:
 
     def test_the_bias_is_a_line_over_counts(self) -> None:
         people, items, counts = self.world()
-        bias = -2 + 1.5 * counts.log1p()
-        items = items._replace(vectors=torch.cat([items.vectors[:, :-1], bias[:, None]], 1))
+        items = items._replace(bias=-2 + 1.5 * counts.log1p())
         posterior = fit_item_posterior(
             people, items, items, counts, ItemTaskConfig(sizes=(1,)), EVIDENCE, until=400.0, seed=0
         )

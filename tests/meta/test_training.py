@@ -41,11 +41,9 @@ def make_items() -> Items:
     centres = torch.randn(NUM_TASTES, NUM_FEATURES, generator=generator)
     features = centres.repeat_interleave(PER_TASTE, 0)
     features = 0.4 * (features + 0.8 * torch.randn(NUM_ITEMS, NUM_FEATURES, generator=generator))
-    return Items(
-        features,
-        torch.randn(NUM_ITEMS, DIM + 1, generator=generator),
-        torch.randn(NUM_ITEMS, generator=generator),
-    )
+    in_context = torch.randn(NUM_ITEMS, DIM + 1, generator=generator)
+    popularity = torch.randn(NUM_ITEMS, generator=generator)
+    return Items(features, in_context[:, :DIM], in_context[:, DIM], popularity)
 
 
 def head_of(name: str) -> Head:
@@ -112,7 +110,7 @@ class TestEveryLearner:
     def test_more_of_a_taste_never_hurts(self, name: str) -> None:
         # Only the features say anything here; every size is asked for the same items.
         items = make_items()
-        items = Items(items.features, torch.zeros_like(items.vectors), torch.zeros(NUM_ITEMS))
+        items = Items(items.features, torch.zeros_like(items.vectors), torch.zeros(NUM_ITEMS), torch.zeros(NUM_ITEMS))
         sizes = (0, 1, 2, 4, 6)
         tasks = make_tasks(items, 80, seed=3, sizes=sizes)
         wanted = tasks.relevant[tasks.size == 6].repeat_interleave(len(sizes), 0)
@@ -215,7 +213,7 @@ def test_the_first_losses_are_the_mean_over_episodes() -> None:
 
 def test_validation_is_the_mean_over_sizes_of_the_mean_over_people() -> None:
     # Three people at size 1 whose hit is on top, one at size 0 whose hit is second: (1 + 1/log2(3)) / 2.
-    items = Items(torch.zeros(3, NUM_FEATURES), torch.zeros(3, DIM + 1), torch.tensor([2.0, 1.0, 0.0]))
+    items = Items(torch.zeros(3, NUM_FEATURES), torch.zeros(3, DIM), torch.zeros(3), torch.tensor([2.0, 1.0, 0.0]))
     relevant = torch.tensor([[False, True, False]] * 4)
     seen = torch.tensor([[True, False, False]] * 3 + [[False] * 3])
     support = make_supports(
@@ -266,7 +264,7 @@ class TestMakeEpisodes:
         width = self.items.features.shape[1]
         layout = Layout(torch.zeros(width), torch.ones(width), torch.zeros(width), 2)
         # The members' vectors, as long as the states that are scored with them.
-        self.items = self.items._replace(vectors=torch.cat([self.vectors, torch.zeros(NUM_ITEMS, 1)], 1))
+        self.items = self.items._replace(vectors=self.vectors, bias=torch.zeros(NUM_ITEMS))
         params = head.params(layout, self.items)
         whole = validate(head, params, self.items, episodes)
         monkeypatch.setattr("palate.meta.training._CELLS_AT_ONCE", 2 * NUM_ITEMS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from palate.errors import ConfigError, NumericalError
-from palate.meta.head import Profile, Support, make_head, prior_deviation
+from palate.meta.head import Profile, Support, make_head, prior_deviation, score_rows, scoring_rows
 from palate.meta.tasks import make_supports
 from palate.recommend import Recommender
 from palate.recommend.diversity import diversify
@@ -38,7 +38,7 @@ def made_up(num_events: int, *, noise: float = 0.7, unit: float = 1.3, seed: int
 
 def support_of(model: Recommender, events: Sequence[str]) -> Support:
     history = model.adapt(list(events)).history
-    states = torch.zeros(1, model.items.vectors.shape[1] - 1)
+    states = torch.zeros(1, model.items.vectors.shape[1])
     return Support(*(value[0] for value in make_supports([history], model.items.features, states)))
 
 
@@ -48,9 +48,7 @@ def belief_after(model: Recommender, events: Sequence[str]) -> Belief:
 
 def scores_of(model: Recommender, events: Sequence[str]) -> np.ndarray:
     fast = model.adapt(list(events)).fast
-    items = model.items
-    scores = items.vectors @ fast["state"] + items.features @ (fast["delta"] + fast["prior"])
-    return np.asarray((scores + items.popularity * fast["popularity"]).numpy())
+    return np.asarray(score_rows(fast, scoring_rows(model.items)).numpy())
 
 
 def never() -> NoReturn:

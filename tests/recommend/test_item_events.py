@@ -78,6 +78,7 @@ def test_old_items_keep_their_rows_but_for_popularity(extended: Recommender) -> 
     warm, known = extended.with_item_events(choices(5)), extended.num_trained
     assert torch.equal(warm.items.features[:known], extended.items.features[:known])
     assert torch.equal(warm.items.vectors[:known], extended.items.vectors[:known])
+    assert torch.equal(warm.items.bias[:known], extended.items.bias[:known])
     unchosen = [
         place for place in range(known, len(extended.vocabulary)) if extended.vocabulary.ids[place] not in "abc"
     ]
@@ -114,6 +115,7 @@ def test_items_can_be_added_before_or_after(model: Recommender, extended: Recomm
     other = extended.add_items(late).with_item_events(events)
     torch.testing.assert_close(one.items.features, other.items.features)
     torch.testing.assert_close(one.items.vectors, other.items.vectors)
+    torch.testing.assert_close(one.items.bias, other.items.bias)
     assert one.base is not None
     assert len(one.base.features) == len(one.vocabulary)
     known = model.with_item_events(events)  # of items that it does not have, nothing is taken in

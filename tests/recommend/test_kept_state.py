@@ -142,7 +142,7 @@ def test_damaged_and_foreign_bytes_are_no_state_and_no_error(extended: Recommend
 @pytest.mark.parametrize("learner", LEARNERS)
 def test_what_is_left_out_is_put_back_for_every_learner(learner: str) -> None:
     torch.manual_seed(0)
-    items = Items(torch.randn(40, 6), torch.randn(40, 5), torch.randn(40))
+    items = Items(torch.randn(40, 6), torch.randn(40, 4), torch.randn(40), torch.randn(40))
     layout = Layout(torch.linspace(-1, 1, 6), torch.tensor([1.0, 0.0] * 3), torch.tensor([0.0, 1.0] * 3), 3)
     params = {
         name: value + 0.1 * torch.randn(value.shape)

@@ -121,7 +121,9 @@ def test_a_number_that_is_none_is_refused_by_name(folder: Path, name: str, tenso
         Recommender.load(folder)
 
 
-@pytest.mark.parametrize("missing", ["params.gates", "params.learner.log_noise", "items.vectors", "content"])
+@pytest.mark.parametrize(
+    "missing", ["params.gates", "params.learner.log_noise", "items.vectors", "items.bias", "content"]
+)
 def test_a_tensor_that_is_not_there_is_refused(folder: Path, missing: str) -> None:
     tensors = load((folder / "model.safetensors").read_bytes())
     del tensors[missing]
@@ -142,11 +144,18 @@ def test_names_of_another_shape_are_refused(folder: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("manifest", "said"),
     [
-        ('{"format": 1, "sha256": {}}', "written in format 1, this version reads 4; train it again"),
-        ('{"format": 4, "sha256": {}}', "lists other files than a model has"),
-        ('{"format": 4, "sha256": {"notes.txt": ""}}', "lists other files than a model has"),
-        ('{"format": 4, "sha256": [1]}', "unreadable"),
-        ('{"format": 4}', "unreadable"),
+        (
+            '{"format": 4, "sha256": {}}',
+            "written in format 4, this version reads 5; train it again with `palate train`",
+        ),
+        (
+            '{"format": 1, "sha256": {}}',
+            "written in format 1, this version reads 5; train it again with `palate train`",
+        ),
+        ('{"format": 5, "sha256": {}}', "lists other files than a model has"),
+        ('{"format": 5, "sha256": {"notes.txt": ""}}', "lists other files than a model has"),
+        ('{"format": 5, "sha256": [1]}', "unreadable"),
+        ('{"format": 5}', "unreadable"),
         ("[]", "unreadable"),
         ("", "unreadable"),
     ],

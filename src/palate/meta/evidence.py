@@ -24,7 +24,7 @@ from torch import Tensor
 
 from palate.data.episodes import History, purchase_matrix
 from palate.errors import ConfigError
-from palate.meta.head import Items, Layout
+from palate.meta.head import Layout
 
 _ROWS = 1024
 """Rows of the sparse cosine that are worked on at once."""
@@ -243,13 +243,3 @@ def fit_popularity(
 def decay(seconds: Float64[np.ndarray, "event"], half_life: float) -> Float64[np.ndarray, "event"]:
     """What a choice so many seconds ago weighs; `half_life` in days, 0: all weigh 1."""
     return np.exp2(-seconds / (86_400 * half_life)) if half_life > 0 else np.ones_like(seconds)
-
-
-def make_items(
-    features: Float[Tensor, "item feature"],
-    vectors: Float[Tensor, "item dim"],
-    bias: Float[Tensor, "item"],
-    popularity: Float[Tensor, "item"],
-) -> Items:
-    """Gather what scoring reads."""
-    return Items(features, torch.cat([vectors, bias[:, None]], 1), popularity)

@@ -70,9 +70,20 @@ class Items(NamedTuple):
 
     features: Float[Tensor, "item feature"]
     vectors: Float[Tensor, "item dim"]
-    """Backbone vectors with the item bias as last column."""
+    """Of the backbone."""
+    bias: Float[Tensor, "item"]
+    """Of the backbone: what an item scores in every context."""
     popularity: Float[Tensor, "item"]
     """Standardised log popularity."""
+
+
+class ScoringRows(NamedTuple):
+    """Items laid out so that a person's scores are one product a term."""
+
+    in_context: Float[Tensor, "item dim_and_one"]
+    """Vectors with the bias as last column: what the state is multiplied with."""
+    features: Float[Tensor, "item feature"]
+    popularity: Float[Tensor, "item"]
 
 
 class Query(NamedTuple):
@@ -123,7 +134,7 @@ def catalogue_statistics(items: Items, tempered: Float[Tensor, "feature"]) -> Pa
     spectrum[alive] = (power[alive] / power[alive].mean()).log()
     return {
         "fixed.spectrum": spectrum,
-        "fixed.vector_covariance": torch.cov(items.vectors.T, correction=0),
+        "fixed.vector_covariance": torch.cov(scoring_rows(items).in_context.T, correction=0),
         "fixed.feature_covariance": torch.cov(items.features.T, correction=0),
     }
 
@@ -205,11 +216,7 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
         return compose(params, start, support.state, mean, moved["weight"], count, support.returning)
 
     def score(params: Params, fast: Fast, items: Items) -> Tensor:
-        return (
-            items.vectors @ fast["state"]
-            + items.features @ (fast["delta"] + fast["prior"])
-            + items.popularity * fast["popularity"]
-        )
+        return score_rows(fast, scoring_rows(items))
 
     def loss(params: Params, profile: Profile, support: Support, query: Query) -> Tensor:
         fast = adapt(params, prior(params, profile), support)
@@ -223,9 +230,23 @@ def metric(params: Params) -> Float[Tensor, "feature"]:
     return torch.exp(-0.5 * params["head.log_precision"])
 
 
+def scoring_rows(items: Items) -> ScoringRows:
+    """Lay items out for `score_rows`; for a catalogue that is scored again and again this is worth keeping."""
+    return ScoringRows(torch.cat([items.vectors, items.bias[:, None]], 1), items.features, items.popularity)
+
+
+def score_rows(fast: Fast, rows: ScoringRows) -> Float[Tensor, "item"]:
+    """Score items for one person."""
+    return (
+        rows.in_context @ fast["state"]
+        + rows.features @ (fast["delta"] + fast["prior"])
+        + rows.popularity * fast["popularity"]
+    )
+
+
 def search_rows(items: Items) -> Float[Tensor, "item width"]:
     """Items as rows whose inner product with `search_query` is their score."""
-    return torch.cat([items.vectors, items.features, items.popularity[:, None]], 1)
+    return torch.cat([items.vectors, items.bias[:, None], items.features, items.popularity[:, None]], 1)
 
 
 def search_query(fast: Fast) -> Float[Tensor, "width"]:

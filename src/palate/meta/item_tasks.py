@@ -141,7 +141,7 @@ def fit_item_posterior(
     users, places, times, starts = _choices(histories, len(counts))
     rank = rank_of(items, evidence)
     weights: dict[str, list[Float64[np.ndarray, "2"]]] = {"evidence": [_CONTENT], "vectors": [_CONTENT]}
-    centre = items.vectors[:, :-1].mean(0)
+    centre = items.vectors.mean(0)
     for size in config.sizes:
         # So many more are still to come that the row in the end says more than they did.
         able = np.flatnonzero(np.diff(starts) >= max(2 * size, size + 5))
@@ -162,12 +162,12 @@ def fit_item_posterior(
         some = torch.from_numpy(drawn)
         blocks: dict[str, tuple[Tensor, Tensor, Float64[np.ndarray, "item part"]]] = {
             "evidence": (items.features[some, :rank], foretold.features[some, :rank], folded),
-            "vectors": (items.vectors[some, :-1] - centre, foretold.vectors[some, :-1] - centre, near),
+            "vectors": (items.vectors[some] - centre, foretold.vectors[some] - centre, near),
         }
         for name, (target, prior, guess) in blocks.items():
             enough = len(drawn) >= _FEWEST
             weights[name].append(_weigh(_array(target), _array(prior), guess) if enough else weights[name][-1])
-    height, slope = _line(logs, items.vectors[:, -1])
+    height, slope = _line(logs, items.bias)
     begin = float(times.min())
     per_choice = float(counts.sum()) / float(decay(until - times, evidence.half_life).sum())
     rate = _fit_rate(times, starts, begin, until, evidence.half_life)
@@ -204,7 +204,7 @@ def warm_rows(
         told: the choosers of the new ones.
         counts: what `fresh_counts` makes of the new ones.
     """
-    rank, dim = rank_of(items, evidence), items.vectors.shape[1] - 1
+    rank, dim = rank_of(items, evidence), items.vectors.shape[1]
     folded, near = _guesses(told, items, posterior.counts, evidence)
     sizes, number = np.log1p(np.array([0, *config.sizes])), np.log1p(told.counts)
 
@@ -212,8 +212,8 @@ def warm_rows(
         own, others = (torch.from_numpy(np.interp(number, sizes, column)[:, None]) for column in weights.T.numpy())
         return (own * content + others * torch.from_numpy(choosers)).float()
 
-    centre = items.vectors[:, :-1].mean(0)
-    vectors = centre + weigh(posterior.vectors, prior.vectors[:, :-1] - centre, near)
+    centre = items.vectors.mean(0)
+    vectors = centre + weigh(posterior.vectors, prior.vectors - centre, near)
     features = torch.cat(
         [
             weigh(posterior.evidence, prior.features[:, :rank], folded),
@@ -223,11 +223,12 @@ def warm_rows(
         1,
     )
     height, slope = posterior.bias
-    bias = torch.maximum(prior.vectors[:, -1], height + slope * counts.log1p())
+    bias = torch.maximum(prior.bias, height + slope * counts.log1p())
     warm = torch.from_numpy(told.counts > 0)[:, None]
     return Items(
         torch.where(warm, features, prior.features),
-        torch.where(warm, torch.cat([vectors, bias[:, None]], 1), prior.vectors),
+        torch.where(warm, vectors, prior.vectors),
+        torch.where(warm[:, 0], bias, prior.bias),
         torch.where(warm[:, 0], popularity_of(posterior, counts), prior.popularity),
     )
 
@@ -322,7 +323,7 @@ def _guesses(
         np.maximum(told.counts, 1)[both.row] * np.maximum(counts.double().numpy(), 1)[both.col]
     ) ** evidence.exponent
     cosine = sp.csr_matrix((both.data / (size + evidence.shrink), (both.row, both.col)), shape=both.shape)
-    vectors = _array(items.vectors[:, :-1])
+    vectors = _array(items.vectors)
     folded = (cosine @ axes) / (length + _DAMPING * length.mean())
     return np.asarray(folded), np.asarray(told.mean @ (vectors - vectors.mean(0)))
 

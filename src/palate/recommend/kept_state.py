@@ -41,8 +41,8 @@ def describe_inputs(
     ]
     if new.any():
         rows = torch.from_numpy(numbers[new])
-        # Without the last column, the bias, which no support holds and which follows events faster than the rest.
-        parts += [items.features[rows].numpy().tobytes(), items.vectors[rows, :-1].numpy().tobytes()]
+        # Not the bias, which no support holds and which follows events faster than the rest.
+        parts += [items.features[rows].numpy().tobytes(), items.vectors[rows].numpy().tobytes()]
     return b"".join(len(part).to_bytes(8, "little") + part for part in parts)
 
 

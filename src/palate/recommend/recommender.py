@@ -28,7 +28,18 @@ from palate.encoders.attributes import AttributeEncoder
 from palate.errors import ConfigError, DataError, ModelError
 from palate.meta.adapter import Adapter
 from palate.meta.evidence import FeatureSpace, Rotation
-from palate.meta.head import Head, Items, Profile, make_head, metric, search_query, search_rows
+from palate.meta.head import (
+    Head,
+    Items,
+    Profile,
+    ScoringRows,
+    make_head,
+    metric,
+    score_rows,
+    scoring_rows,
+    search_query,
+    search_rows,
+)
 from palate.meta.item_choices import ItemChoices
 from palate.meta.item_tasks import ItemPosterior
 from palate.meta.learner import Fast, Params
@@ -221,7 +232,7 @@ class Recommender:
             kept = found.items[0] != NO_ITEM
             return found.items[0][kept], found.scores[0][kept]
         with torch.inference_mode():
-            scores = self._head.score(self.params, state.fast, self.items).numpy()
+            scores = score_rows(state.fast, self._scoring_rows).numpy()
         scores = scores.copy() if allowed is None else np.where(allowed, scores, -np.inf)
         scores[excluded] = -np.inf
         ranked = top_k(scores[None], k)[0]
@@ -279,7 +290,7 @@ class Recommender:
         """What the shared model alone says, without fast weights."""
         with torch.inference_mode():
             states = self._states(histories, profiles)
-            scores = states @ self.items.vectors[:, :-1].T + self.items.vectors[:, -1]
+            scores = states @ self.items.vectors.T + self.items.bias
         return np.asarray(scores.numpy())
 
     def similar_items(self, item_id: str, k: int = 10) -> list[Recommendation]:
@@ -320,9 +331,9 @@ class Recommender:
         with torch.inference_mode():
             vectors = self.backbone.encode_new(content)
             features = self.space.new_items(self.content_rotation(content), vectors)
-            bias = self.items.vectors[: self.num_trained, -1].min().expand(len(vectors), 1)
+            bias = self.items.bias[: self.num_trained].min().expand(len(vectors))
             popularity = torch.full((len(vectors),), self.unseen_popularity)
-            added = Items(features, torch.cat([vectors, bias], 1), popularity)
+            added = Items(features, vectors, bias, popularity)
         titles = new.titles()
         ids = tuple(frame["item_id"])
         longer = replace(
@@ -469,6 +480,10 @@ class Recommender:
         return make_head(self.config.meta.learner, num_features, num_profile, self.config.learner)
 
     @cached_property
+    def _scoring_rows(self) -> ScoringRows:
+        return scoring_rows(self.items)
+
+    @cached_property
     def _metric(self) -> Float[Tensor, "feature"]:
         return metric(self.params)
 
@@ -500,7 +515,7 @@ class Recommender:
     ) -> Float[Tensor, "user dim"]:
         returning = np.array([history.returning for history in histories], np.bool_)
         read = inputs(from_histories(histories), self.config.model.max_events, returning=returning)
-        return self.backbone.last_states(read._replace(profiles=profiles), self.items.vectors[:, :-1])
+        return self.backbone.last_states(read._replace(profiles=profiles), self.items.vectors)
 
     @cached_property
     def _adapter(self) -> Adapter:
@@ -518,7 +533,7 @@ class Recommender:
 
     def _adapt_one(self, history: History, profile: Float[Tensor, "profile"]) -> Fast:
         """`score_many` for one person, without the cost of vectorising."""
-        state = self._reader.state(history, profile, self.items.vectors[:, :-1])
+        state = self._reader.state(history, profile, self.items.vectors)
         support = make_support(history.tail(self.config.model.max_events), self.items.features, state)
         return self._adapter.adapt(profile, support)
 

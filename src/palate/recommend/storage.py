@@ -34,7 +34,7 @@ from palate.recommend.signing import MANIFEST, SIGNATURE, verify
 if TYPE_CHECKING:
     from palate.recommend.recommender import Recommender
 
-FORMAT = 4
+FORMAT = 5
 _FILES = ("model.safetensors", "people.safetensors", "vocabulary.json", "model.json")
 
 
@@ -194,7 +194,10 @@ def _read_verified(folder: Path, trusted: Ed25519PublicKey | None) -> dict[str, 
         manifest = json.loads(content)
         version, hashes = manifest["format"], dict(manifest["sha256"])
         if version != FORMAT:
-            raise ModelError(f"{folder}: written in format {version}, this version reads {FORMAT}; train it again")
+            raise ModelError(
+                f"{folder}: written in format {version}, this version reads {FORMAT}; "
+                "train it again with `palate train`"
+            )
         if set(manifest) != {"format", "sha256"} or set(hashes) != set(_FILES):
             raise ModelError(f"{folder}/{MANIFEST}: lists other files than a model has; restore it or train again")
         contents = {name: (folder / name).read_bytes() for name in _FILES}

@@ -141,7 +141,7 @@ def _belief(shelf: Shelf, history: History) -> Belief:
     """What is not known of a person after the events that they were adapted to."""
     model = shelf.model
     recent = history.tail(model.config.model.max_events)
-    nothing = torch.zeros(model.items.vectors.shape[1] - 1)  # the posterior does not look at the state
+    nothing = torch.zeros(model.items.vectors.shape[1])  # the posterior does not look at the state
     support = make_support(recent, model.items.features, nothing)
     return belief_of(
         model.config.meta.learner,
