@@ -49,9 +49,10 @@ from palate.meta.item_tasks import ItemPosterior, fit_item_posterior, rank_of
 from palate.meta.learner import Params
 from palate.meta.training import MetaConfig, MetaResult, make_episodes, meta_train
 from palate.progress import Reporter, StageHandle
+from palate.recommend.bundle import identify
 from palate.recommend.content import encode_content
+from palate.recommend.item_table import ItemTable
 from palate.recommend.recommender import Recommender
-from palate.recommend.storage import identify
 
 
 class Prepared(NamedTuple):
@@ -128,7 +129,9 @@ def train(
     with reporter.stage("encode content") as stage:
         prepared = prepare(dataset, config, stage, start=start)
         stage.done(f"{len(prepared.vocabulary):,} items × {prepared.content.shape[1]} features")
-    rotation = start.content_rotation if start else fit_rotation(prepared.content, config.evidence.content_dim)
+    rotation = (
+        start.item_table.content_rotation if start else fit_rotation(prepared.content, config.evidence.content_dim)
+    )
     content = rotation(prepared.content)
 
     groups, newcomers = {"everyone": prepared.histories}, dict[str, History]()
@@ -164,20 +167,25 @@ def train(
             learned = _meta_train(head, params, shared, newcomers, prepared.profiles, config, config.meta, stage)
         else:
             learned = _go_on(start, dataset, prepared, final.items, content, config, stage)
-    recommender = Recommender(
-        config=config,
-        model_id="",
-        backbone=final.backbone,
-        params=learned.params | catalogue_statistics(final.items, learned.params["fixed.tempered"]),
-        items=final.items,
-        num_trained=len(prepared.vocabulary),
+    params = learned.params | catalogue_statistics(final.items, learned.params["fixed.tempered"])
+    table = ItemTable(
         vocabulary=prepared.vocabulary,
         titles=prepared.titles,
-        item_encoder=prepared.item_encoder,
-        profile_encoder=prepared.profile_encoder,
+        rows=final.items,
+        num_trained=len(prepared.vocabulary),
+        encoder=prepared.item_encoder,
         content_rotation=rotation,
         space=final.space,
         unseen_popularity=final.unseen_popularity,
+        posterior=learn_items(final, prepared, content, config, until),
+    )
+    recommender = Recommender(
+        config=config,
+        model_id=identify(final.backbone, params, table),
+        backbone=final.backbone,
+        params=params,
+        item_table=table,
+        profile_encoder=prepared.profile_encoder,
         users=prepared.histories,
         profiles=prepared.profiles,
         training={
@@ -187,9 +195,7 @@ def train(
             **({} if start is None else {"start": {"model_id": start.model_id, "head": stage.detail}}),
         },
         trained_until=until,
-        item_posterior=learn_items(final, prepared, content, config, until),
     )
-    recommender = replace(recommender, model_id=identify(recommender))
     return recommender.add_items(dataset.items)
 
 
@@ -288,8 +294,8 @@ def _go_on(
     """Let the served head meet the people who have come since, and fit it to the item features of now."""
     newcomers = newcomers_since(start, dataset, config)
     # A copy, because rows that were added in service cannot be differentiated through.
-    rows = start.items if start.base is None else start.base
-    served = Items(*(column[: start.num_trained].clone() for column in rows))
+    table = start.item_table
+    served = Items(*(column[: table.num_trained].clone() for column in table.rows_of_training))
     head = _make_head(served, prepared, config)
     learned = MetaResult(start.params, (), ())
     if len(newcomers) < config.retraining.min_newcomers:
@@ -301,7 +307,7 @@ def _go_on(
         # What the learner has fitted to profiles is part of what it knows, and is not fitted anew.
         head = head._replace(prepare=lambda params, profiles: params)
         meta = replace(config.meta, num_steps=config.retraining.num_steps)
-        shared = Shared(start.backbone, served, start.space, start.unseen_popularity, start.item_posterior.counts)
+        shared = Shared(start.backbone, served, table.space, table.unseen_popularity, table.posterior.counts)
         try:
             learned = _meta_train(head, start.params, shared, newcomers, prepared.profiles, config, meta, stage)
         except NumericalError as error:
@@ -469,7 +475,7 @@ def prepare(
             stage.step(done, of, "texts")
 
     if start is not None:
-        item_encoder, profile_encoder = start.item_encoder, start.profile_encoder
+        item_encoder, profile_encoder = start.item_table.encoder, start.profile_encoder
         content = start.encode_items(catalog, on_texts)
     else:
         # Overrides are by column name, and a name belongs to the table that has it.

@@ -30,7 +30,8 @@ def found(model: Recommender, shop: Dataset) -> Replay:
 def poorer(model: Recommender) -> Recommender:
     """The same model with item rows that say nothing."""
     mixed = torch.randperm(len(model.vocabulary), generator=torch.Generator().manual_seed(0))
-    return replace(model, items=type(model.items)(*(column[mixed] for column in model.items)))
+    rows = type(model.items)(*(column[mixed] for column in model.items))
+    return replace(model, item_table=replace(model.item_table, rows=rows))
 
 
 def test_every_rank_is_that_of_the_list_that_would_have_been_served(
@@ -80,12 +81,13 @@ def test_nothing_later_changes_what_came_before(found: Replay, model: Recommende
 
 def test_an_item_that_one_model_does_not_know_is_a_miss_for_it(model: Recommender, shop: Dataset) -> None:
     late = {f"{taste}-{place}" for taste in ("garden", "kitchen", "toys") for place in (17, 18, 19)}
-    small = replace(
-        model,
+    fewer = replace(
+        model.item_table,
         vocabulary=type(model.vocabulary)(model.vocabulary.ids[: model.num_trained]),
         titles=model.titles[: model.num_trained],
-        items=type(model.items)(*(column[: model.num_trained] for column in model.items)),
+        rows=type(model.items)(*(column[: model.num_trained] for column in model.items)),
     )
+    small = replace(model, item_table=fewer)
     found = replay({"large": model, "small": small}, shop, SINCE, 10_000)
     unknown = np.array([item in late for item in found.items])
     assert unknown.any()

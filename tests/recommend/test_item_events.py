@@ -92,7 +92,7 @@ def test_old_items_keep_their_rows_but_for_popularity(extended: Recommender) -> 
         {"user_id": ["user-000"], "item_id": [extended.vocabulary.ids[extended.users["user-000"].items[0]]]}
     ).with_columns(timestamp=pl.lit(AFTER))
     again = extended.with_item_events(repeat)
-    counts = extended.item_posterior.counts.argsort()
+    counts = extended.item_table.posterior.counts.argsort()
     assert (again.items.popularity[:known][counts].diff() >= -1e-6).all()
 
 
@@ -105,7 +105,7 @@ def test_all_at_once_is_the_same_as_in_steps_in_any_order(extended: Recommender)
         assert all(torch.equal(*pair) for pair in zip(other.items, once.items, strict=True))
     back = once.with_item_events(events.clear())
     assert all(torch.equal(*pair) for pair in zip(back.items, extended.items, strict=True))
-    assert back.base is None
+    assert back.item_table.base is None
 
 
 def test_items_can_be_added_before_or_after(model: Recommender, extended: Recommender) -> None:
@@ -116,8 +116,8 @@ def test_items_can_be_added_before_or_after(model: Recommender, extended: Recomm
     torch.testing.assert_close(one.items.features, other.items.features)
     torch.testing.assert_close(one.items.vectors, other.items.vectors)
     torch.testing.assert_close(one.items.bias, other.items.bias)
-    assert one.base is not None
-    assert len(one.base.features) == len(one.vocabulary)
+    assert one.item_table.base is not None
+    assert len(one.item_table.base.features) == len(one.vocabulary)
     known = model.with_item_events(events)  # of items that it does not have, nothing is taken in
     assert len(known.vocabulary) == len(model.vocabulary)
 
@@ -169,7 +169,7 @@ def test_a_trend_is_a_setting(early_shop: Dataset, tiny: Config, model: Recommen
     """With a half-life what is chosen now counts more than what was, in training and after."""
     trend = train(early_shop, replace(tiny, evidence=replace(tiny.evidence, half_life=5.0)))
     assert trend.model_id != model.model_id
-    item = model.vocabulary.ids[int(model.item_posterior.counts.argmin())]
+    item = model.vocabulary.ids[int(model.item_table.posterior.counts.argmin())]
     events = pl.DataFrame(
         [(f"new-{n}", item, AFTER + timedelta(hours=n)) for n in range(12)],
         schema=["user_id", "item_id", "timestamp"],
@@ -197,5 +197,5 @@ def test_a_retraining_starts_from_the_rows_before(
     warm = model.with_item_events(
         early_shop.interactions.tail(30).with_columns(pl.col("timestamp") + timedelta(days=9))
     )
-    assert warm.base is not None
+    assert warm.item_table.base is not None
     assert train(early_shop, tiny, start=warm).model_id == train(early_shop, tiny, start=model).model_id

@@ -112,11 +112,12 @@ def test_rows_that_moved_since_make_it_useless_to_whoever_chose_them_and_to_nobo
     # Numbers of items are a vocabulary's own: the same items under others are the same person.
     turned = extended.vocabulary.ids[:60] + extended.vocabulary.ids[60:][::-1]
     order = [*range(60), 61, 60]
-    other = replace(
-        extended,
+    table = replace(
+        extended.item_table,
         vocabulary=type(extended.vocabulary)(turned),
-        items=Items(*(column[order] for column in extended.items)),
+        rows=Items(*(column[order] for column in extended.items)),
     )
+    other = replace(extended, item_table=table)
     history = History(np.array([1, 60]), np.arange(2.0), np.zeros(0, np.int64))
     payload = extended.keep(extended.adapt_to(history, profile), profile)
     there = history._replace(items=np.array([1, 61]))

@@ -96,7 +96,8 @@ def test_a_candidate_that_is_worse_is_refused_with_the_reason(
     def badly(*arguments: object, **settings: object) -> Recommender:
         model = train(*arguments, **settings)  # type: ignore[arg-type]
         mixed_up = torch.randperm(len(model.vocabulary), generator=torch.Generator().manual_seed(0))
-        return replace(model, items=Items(*(part[mixed_up] for part in model.items)), model_id="b" * 16)
+        rows = Items(*(part[mixed_up] for part in model.items))
+        return replace(model, item_table=replace(model.item_table, rows=rows), model_id="b" * 16)
 
     monkeypatch.setattr("palate.service.retraining.train", badly)
     outcome = retrain(store, home, RetrainConfig())

@@ -265,9 +265,9 @@ def test_the_rows_of_items_follow_what_is_chosen(place: Place) -> None:
         after = ids(await system.recommend([gardener, stranger]))
         assert after[1].index("toys-16") < before[1].index("toys-16")
         model = system.serving.variants.served.model
-        assert model.base is not None
+        assert model.item_table.base is not None
         row = model.vocabulary.index(["fresh"])[0]
-        assert model.items.popularity[row] > model.base.popularity[row]
+        assert model.items.popularity[row] > model.item_table.base.popularity[row]
 
     place.run(work)
 
@@ -276,7 +276,7 @@ def test_items_are_freshened_at_intervals(place: Place) -> None:
     async def work(system: System) -> None:
         await system.add_events([EventIn("someone", "toys-16")])
         for _ in range(400):
-            if system.serving.variants.served.model.base is not None:
+            if system.serving.variants.served.model.item_table.base is not None:
                 return
             await asyncio.sleep(0.05)
         pytest.fail("the rows of items did not follow")

@@ -1,5 +1,6 @@
 """The recommender: one object behind the command line, the evaluation and the service."""
 
-from palate.recommend.recommender import Recommendation, Recommender, State
+from palate.recommend.recommender import Recommendation, Recommender
+from palate.recommend.state import State
 
 __all__ = ["Recommendation", "Recommender", "State"]

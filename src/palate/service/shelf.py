@@ -201,7 +201,7 @@ def describe(model: Recommender, items: Iterable[Item]) -> Catalog:
     items = list(items)
     columns: dict[str, pl.Series] = {"item_id": pl.Series([item.item_id for item in items], dtype=pl.String)}
     parts: dict[str, list[str]] = {"numeric": [], "categorical": []}
-    for column in model.item_encoder.columns:
+    for column in model.item_table.encoder.columns:
         values = [item.attributes.get(column.name) for item in items]
         parts[column.kind].append(column.name)
         if column.kind == "numeric":
@@ -213,7 +213,9 @@ def describe(model: Recommender, items: Iterable[Item]) -> Catalog:
             texts = [None if value is None else _text(value) for value in values]
             columns[column.name] = pl.Series(texts, dtype=pl.String)
     text = None
-    if len(model.content_rotation.mean) > 1 + model.item_encoder.dim:  # without texts, one column stands for them
+    if (
+        len(model.item_table.content_rotation.mean) > 1 + model.item_table.encoder.dim
+    ):  # without texts, one column stands for them
         text = TEXT_NAMES[0]
         columns[text] = pl.Series([text_of(item) for item in items], dtype=pl.String)
     return Catalog(pl.DataFrame(columns), text, tuple(parts["numeric"]), tuple(parts["categorical"]))

@@ -235,7 +235,8 @@ class System:
         """Add or change items; they can be listed, or are hidden, when this returns."""
         shelf = self.serving.variants.served
         kinds = dict(shelf.kinds) | {
-            column.name: "number" if column.kind == "numeric" else "text" for column in shelf.model.item_encoder.columns
+            column.name: "number" if column.kind == "numeric" else "text"
+            for column in shelf.model.item_table.encoder.columns
         }
         errors, rows = [], []
         for number, item in enumerate(items_in):

@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from palate.data.dataset import Dataset
+from palate.data.episodes import History
+from palate.data.vocabulary import Vocabulary
 from palate.errors import ConfigError, DataError, ModelError
 from palate.recommend import Recommender
+from palate.recommend.event_input import EventInput, read_history
 
 ITEMS = ["garden-01", "kitchen-02", "garden-04"]
 
@@ -181,3 +184,24 @@ def test_reading_a_person_changes_nothing_in_the_model(model: Recommender) -> No
     assert all(torch.equal(value, old) for value, old in zip(model.items, items, strict=True))
     assert model.recommend(ITEMS) == first
     assert np.array_equal(model.adapt(ITEMS).fast["delta"], model.adapt(ITEMS).fast["delta"])
+
+
+VOCABULARY = Vocabulary(("a", "b", "c", "d"))
+USERS = {"ann": History(np.array([1, 2]), np.array([5.0, 6.0]), np.array([3]))}
+
+
+def read(events: EventInput) -> tuple[list[int], list[float], list[int]]:
+    history = read_history(events, USERS, VOCABULARY, ("cancel",))
+    return history.items.tolist(), history.times.tolist(), history.refused.tolist()
+
+
+def test_read_history_without_a_model() -> None:
+    assert read_history("ann", USERS, VOCABULARY, ()) is USERS["ann"]
+    assert read([]) == read(pl.DataFrame()) == ([], [], [])
+    assert read(["c", "a", "c"]) == read(("c", "a")) == ([2, 0], [0.0, 0.0], [])
+    assert read(pl.DataFrame({"item_id": ["c", "a"]})) == ([2, 0], [0.0, 1.0], [])
+    table = {"item_id": ["c", "a", "b"], "event_type": ["buy", "cancel", "buy"], "timestamp": [30, 10, 20]}
+    assert read(pl.DataFrame(table).with_columns(pl.from_epoch("timestamp"))) == ([1, 2], [20.0, 30.0], [0])
+    for unknown, said in (("bob", "user 'bob' is not among the 1 people"), (["a", "z"], "events: row 2")):
+        with pytest.raises(DataError, match=said):
+            read(unknown)

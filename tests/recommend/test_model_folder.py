@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from palate.data.catalog import Catalog
 from palate.errors import ModelError
 from palate.recommend import Recommender
-from palate.recommend.storage import FORMAT
+from palate.recommend.bundle import FORMAT
 
 FILES = ("manifest.json", "model.json", "model.safetensors", "people.safetensors", "vocabulary.json")
 PEOPLE: tuple[str | list[str], ...] = ([], ["garden-01"], ["toys-01", "kitchen-02", "toys-19"], "user-003")

@@ -1,0 +1,72 @@
+"""What a caller gives as a person's events, read into a history: a user id, a table of events, or item ids in order."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from palate.data.episodes import EMPTY_HISTORY, History, build_histories
+from palate.data.log import read_ids, require_columns, validate_interactions
+from palate.data.vocabulary import Vocabulary
+from palate.errors import DataError
+
+EventInput = str | pl.DataFrame | Sequence[str]
+"""The id of a person in training, a table of one person's events, or item ids from the oldest to the newest."""
+
+
+def read_history(
+    events: EventInput, users: Mapping[str, History], vocabulary: Vocabulary, negative_events: Sequence[str]
+) -> History:
+    """Read a person's events.
+
+    Args:
+        events: what the caller has.
+        users: histories of people in training, by id.
+        vocabulary: of the items.
+        negative_events: types of events that say no.
+
+    Raises:
+        DataError: an unknown person or item, a malformed table, or events of several people.
+    """
+    if isinstance(events, str):
+        if events not in users:
+            raise DataError(
+                f"user {events!r} is not among the {len(users):,} people in training; pass their events instead"
+            )
+        return users[events]
+    if isinstance(events, pl.DataFrame):
+        return _read_table(events, vocabulary, negative_events)
+    chosen = dict.fromkeys(_numbers(events, vocabulary))
+    # Without times the order is all that is known: one session, in this order.
+    return History(np.fromiter(chosen, np.int64, len(chosen)), np.zeros(len(chosen)), np.zeros(0, np.int64))
+
+
+def _read_table(events: pl.DataFrame, vocabulary: Vocabulary, negative_events: Sequence[str]) -> History:
+    if events.is_empty():
+        return EMPTY_HISTORY
+    require_columns(events, ("item_id",), source="events")
+    owner = events.get_column("user_id", default=None)
+    if owner is None or (owner.dtype == pl.String and (owner == "").all()):
+        events = events.with_columns(user_id=pl.lit("anonymous"))
+    if "timestamp" not in events.columns:  # the rows are in order then, and nothing is known of the gaps
+        seconds = pl.duration(seconds=pl.int_range(pl.len()))
+        events = events.with_columns(timestamp=pl.datetime(1970, 1, 1) + seconds)
+    log = validate_interactions(events, source="events")
+    people = log["user_id"].unique(maintain_order=True).to_list()
+    if len(people) > 1:
+        raise DataError(
+            f'events, column "user_id": {len(people)} people ({people[0]!r}, {people[1]!r}, …); '
+            "pass the events of one person"
+        )
+    _numbers(read_ids(events["item_id"], source="events").to_list(), vocabulary)
+    return build_histories(log, vocabulary, negative_events)[people[0]]
+
+
+def _numbers(item_ids: Sequence[str], vocabulary: Vocabulary) -> list[int]:
+    """Numbers of items; an unknown id is refused with its row."""
+    try:
+        numbers: list[int] = vocabulary.index(item_ids).tolist()
+    except DataError as error:
+        row = next(row for row, item in enumerate(item_ids, start=1) if item not in vocabulary)
+        raise DataError(f'events: row {row}, column "item_id": {error}; drop it or add the item') from None
+    return numbers

@@ -1,0 +1,43 @@
+"""The bundle: a model's parts as files in memory, and the same parts again."""
+
+import numpy as np
+import pytest
+import torch
+
+from palate.errors import ModelError
+from palate.recommend import Recommender
+from palate.recommend.bundle import FILES, from_files, identify, to_files
+
+
+def test_files_give_the_same_files_again(model: Recommender) -> None:
+    files = to_files(model._bundle)
+    assert tuple(files) == FILES
+    again = from_files(files, "here")
+    assert to_files(again) == files
+    assert again.item_table.titles == model.titles
+    for user, history in model.users.items():
+        assert all(np.array_equal(*pair) for pair in zip(again.users[user], history, strict=True))
+
+
+def test_the_id_is_that_of_the_weights_alone(model: Recommender) -> None:
+    table = model.item_table
+    assert identify(model.backbone, model.params, table) == model.model_id
+    moved = {**model.params, "popularity": model.params["popularity"] + 1}
+    assert identify(model.backbone, moved, table) != model.model_id
+    assert identify(model.backbone, model.params, table.without_choices()) == model.model_id
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_damaged_is_refused_in_one_line(model: Recommender, name: str) -> None:
+    files = to_files(model._bundle)
+    with pytest.raises(ModelError, match=r"\Ahere[^\n]*\Z"):
+        from_files({**files, name: files[name][: len(files[name]) // 2]}, "here")
+    with pytest.raises(ModelError, match=r"\Ahere: not a Palate model[^\n]*\Z"):
+        from_files({other: content for other, content in files.items() if other != name}, "here")
+
+
+def test_parts_of_a_bundle_are_what_the_model_has(model: Recommender) -> None:
+    bundle = model._bundle
+    assert bundle.item_table is model.item_table
+    assert bundle.params is model.params
+    assert torch.equal(bundle.profiles["user-000"], model.profiles["user-000"])
