@@ -6,10 +6,10 @@ explained `ranking`'s and `explanation`'s, what is saved the bundle's.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -55,9 +55,15 @@ class Recommendation(NamedTuple):
     """Id of the item among the person's events that speaks most for this one, if any does."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Recommender:
-    """A trained model. It is never changed: methods that add to it return another one."""
+    """A trained model. It is never changed: methods that add to it return another one.
+
+    A copy is therefore the model itself, what it has computed so far included. Pickling it, as joblib, multiprocessing
+    and Ray do, writes the files of `save`, users' histories and `retrieval` included: no code, and no index, which the
+    other process builds again when it is asked. For files that are kept or come from others use `save` and `load`,
+    which verify what they read and execute nothing.
+    """
 
     config: Config
     model_id: str
@@ -78,6 +84,23 @@ class Recommender:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     """How the best of a large catalogue are found: above `retrieval.dense_until` items by an index of them.
     Not part of the saved model: `dataclasses.replace` sets another."""
+
+    def __repr__(self) -> str:
+        until = datetime.fromtimestamp(self.trained_until, UTC)
+        return (
+            f"<palate.Recommender {self.model_id}: {len(self.vocabulary):,} items ({self.num_trained:,} in training), "
+            f"{len(self.users):,} users, trained until {until:%Y-%m-%d %H:%M}, learner {self.config.meta.learner}, "
+            f"{self.config.num_members} members>"
+        )
+
+    def __copy__(self) -> "Recommender":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Recommender":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (to_files(self._bundle), self.retrieval)
 
     @property
     def items(self) -> Items:
@@ -381,5 +404,11 @@ class Recommender:
         )
 
 
-def _of(bundle: Bundle) -> Recommender:
-    return Recommender(**{part.name: getattr(bundle, part.name) for part in fields(bundle)})
+def _of(bundle: Bundle, retrieval: RetrievalConfig | None = None) -> Recommender:
+    parts = {part.name: getattr(bundle, part.name) for part in fields(bundle)}
+    return Recommender(**parts, retrieval=retrieval or RetrievalConfig())
+
+
+def _unpickled(files: Mapping[str, bytes], retrieval: RetrievalConfig) -> Recommender:
+    """The recommender that `Recommender.__reduce__` took apart."""
+    return _of(from_files(files, "model"), retrieval)

@@ -9,13 +9,17 @@ from palate.errors import ModelError
 from palate.meta.learner import Fast
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class State:
     """One person's fast weights after their events; valid for the model that made it, and for no other."""
 
     model_id: str
     fast: Fast
     history: History
+
+    def __repr__(self) -> str:
+        chosen, refused = len(self.history.items), len(self.history.refused)
+        return f"<palate.State of model {self.model_id}: {chosen} items chosen, {refused} refused>"
 
     def check(self, model_id: str, num_items: int) -> None:
         """Refuse a state that a model cannot read.
