@@ -105,7 +105,7 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
         with pytest.raises(KeyboardInterrupt):
             train(early_shop, tiny, checkpoints=tmp_path)
     monkeypatch.setattr("palate.backbone.training_run.save_run", stop_after(np.inf))
-    assert train(early_shop, tiny, checkpoints=tmp_path).model_id == model.model_id
+    assert train(early_shop, tiny, checkpoints=str(tmp_path)).model_id == model.model_id
     assert len(set(saved)) == len(saved) == total, "an epoch was trained twice or never"
     assert len({folder for folder, _ in saved}) == 2 * tiny.num_members
 

@@ -78,12 +78,12 @@ def test_a_log_is_written_by_person_and_time(tmp_path: Path) -> None:
 
 
 def test_a_model_learns_is_saved_and_is_the_same_again(tmp_path: Path) -> None:
-    write_log(shop(), tmp_path / "events")
+    write_log(shop(), str(tmp_path / "events"))  # a path may be text, everywhere
     trained = pretrain(tmp_path / "events", tmp_path / "one", CONFIG)
     assert hits(trained, tmp_path / "events") > 0.9
     assert len(trained.history) == 30
-    again = load_model(tmp_path / "one")
-    other = pretrain(tmp_path / "events", tmp_path / "two", CONFIG)
+    again = load_model(str(tmp_path / "one"))
+    other = pretrain(str(tmp_path / "events"), str(tmp_path / "two"), CONFIG)
     for name, value in trained.model.state_dict().items():
         torch.testing.assert_close(again.model.state_dict()[name], value, rtol=0, atol=0)
         torch.testing.assert_close(other.model.state_dict()[name], value, rtol=0, atol=0)
@@ -96,7 +96,7 @@ def test_new_items_join_a_trained_model(tmp_path: Path, config: PretrainConfig) 
     pretrain(tmp_path / "old", tmp_path / "model", config)
     # Seven items are known, seven are new; the vocabulary comes in another order.
     write_log(shop(first=7), tmp_path / "new", ring_content(first=7) if reads else None)
-    grown = pretrain(tmp_path / "new", tmp_path / "grown", config, start=tmp_path / "model")
+    grown = pretrain(tmp_path / "new", tmp_path / "grown", config, start=str(tmp_path / "model"))
     assert grown.items.ids == tuple(f"item{number:02}" for number in range(21))
     known = load_model(tmp_path / "model").items
     assert grown.items.ids[: len(known)] == known.ids

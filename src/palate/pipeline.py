@@ -97,7 +97,7 @@ def train(
     *,
     start: Recommender | None = None,
     reporter: Reporter | None = None,
-    checkpoints: Path | None = None,
+    checkpoints: str | Path | None = None,
     workers: int = 1,
 ) -> Recommender:
     """Train on every event of a data set.
@@ -140,7 +140,7 @@ def train(
         groups = {"held-out": others, **groups}
     jobs = make_jobs(groups, prepared, config, start)
     if checkpoints is not None:
-        jobs = [job._replace(folder=checkpoints / f"{job.name}-{fingerprint(job)}") for job in jobs]
+        jobs = [job._replace(folder=Path(checkpoints) / f"{job.name}-{fingerprint(job)}") for job in jobs]
     with reporter.stage("pre-train") as stage:
         done = 0
 

@@ -59,14 +59,14 @@ class PretrainConfig:
             raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 − 1")
 
 
-def read_pretrain_config(path: Path) -> PretrainConfig:
+def read_pretrain_config(path: str | Path) -> PretrainConfig:
     """Read a TOML file with the tables [model], [batches] and [training]; what is not in it keeps its default.
 
     Raises:
         ConfigError: no such file, not TOML, an unknown setting or a value that does not fit.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not readable as TOML ({str(error).splitlines()[0]})") from None
     config: PretrainConfig = build_settings(PretrainConfig(), values, str(path), "")
@@ -88,7 +88,7 @@ class Pretrained(NamedTuple):
 
 def write_log(
     interactions: pl.DataFrame,
-    folder: Path,
+    folder: str | Path,
     content: Mapping[str, Float32[np.ndarray, "content"]] | None = None,
     profiles: Mapping[str, Float32[np.ndarray, "profile"]] | None = None,
 ) -> EventLog:
@@ -101,6 +101,7 @@ def write_log(
         DataError: there are more than 255 event types, an item without content or a person without a profile, or the
             folder cannot be written.
     """
+    folder = Path(folder)
     kinds = interactions["event_type"].unique().sort().to_list()
     if len(kinds) > 255:
         raise DataError(f"events: {len(kinds)} event types; at most 255 can be told apart; merge some")
@@ -149,11 +150,11 @@ def _table(
 
 
 def pretrain(
-    events: Path,
-    folder: Path,
+    events: str | Path,
+    folder: str | Path,
     config: PretrainConfig,
     *,
-    start: Path | None = None,
+    start: str | Path | None = None,
     transfer: bool = False,
     on: str = "local",
     workers: int = 1,
@@ -174,6 +175,8 @@ def pretrain(
     Raises:
         ConfigError, DataError, ModelError, NumericalError: as the parts do; the last checkpoint is whole.
     """
+    events, folder = Path(events), Path(folder)
+    start = None if start is None else Path(start)
     kinds = _names(events)["kinds"]  # before workers start
     if 0 < config.model.num_kinds < len(kinds):
         raise ConfigError(
@@ -244,12 +247,13 @@ def _print_epoch(record: EpochRecord) -> None:
     print(f"epoch {record.epoch}: loss {record.loss:.4f}, {record.seconds:.0f} s", flush=True)
 
 
-def load_model(folder: Path) -> Pretrained:
+def load_model(folder: str | Path) -> Pretrained:
     """Read a trained model.
 
     Raises:
         ModelError: the folder holds none, or the run has not ended.
     """
+    folder = Path(folder)
     page = _read_page(folder)
     config: PretrainConfig = build_settings(PretrainConfig(), page["settings"], str(folder), "")
     items = Vocabulary(tuple(page["items"]))

@@ -151,8 +151,8 @@ def test_usage_by_hand() -> None:
 class TestFiles:
     def test_round_trip(self, tmp_path: Path) -> None:
         ids = fit_semantic_ids(grouped(60)[0], CONFIG)
-        save_semantic_ids(tmp_path / "ids.safetensors", ids)
-        loaded = load_semantic_ids(tmp_path / "ids.safetensors")
+        save_semantic_ids(str(tmp_path / "ids.safetensors"), ids)
+        loaded = load_semantic_ids(str(tmp_path / "ids.safetensors"))
         for one, other in zip(ids, loaded, strict=True):
             assert torch.equal(one, other)
 

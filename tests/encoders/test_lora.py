@@ -122,10 +122,10 @@ def test_merging_equals_what_peft_merges(config: TextConfig, model: Path) -> Non
 def test_save_and_load_round_trip(config: TextConfig, tmp_path: Path) -> None:
     encoder = train(config)
     encoder.save(tmp_path / "adapter.safetensors")
-    loaded = LoraTextEncoder.load(tmp_path / "adapter.safetensors", config)
+    loaded = LoraTextEncoder.load(str(tmp_path / "adapter.safetensors"), config)
     tokens = encoder.tokenise(TEXTS)
     assert loaded(tokens).equal(encoder(tokens))
-    loaded.save(tmp_path / "again.safetensors")
+    loaded.save(str(tmp_path / "again.safetensors"))
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "adapter.safetensors").read_bytes()
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -191,6 +192,17 @@ def test_only_a_model_or_an_empty_folder_is_replaced(model: Recommender, tmp_pat
     model.save(tmp_path / "deep" / "er" / "model")
     assert lists(Recommender.load(tmp_path / "empty")) == lists(Recommender.load(tmp_path / "deep" / "er" / "model"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "empty", "file", "letters"]
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_folder_is_text_or_a_path(
+    model: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[[str], str | Path]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model.save(kind("folder"))
+    assert Recommender.load(kind("folder")).model_id == model.model_id
+    with pytest.raises(ModelError, match=r"\Aabsent: no such model folder"):
+        Recommender.load(kind("absent"))
 
 
 def test_the_working_folder_is_a_place_too(model: Recommender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

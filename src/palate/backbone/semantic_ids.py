@@ -159,7 +159,7 @@ def code_usage(codes: Int64[Tensor, "item level"]) -> Float[Tensor, "level"]:
     return torch.stack(usage)
 
 
-def save_semantic_ids(path: Path, ids: SemanticIds) -> None:
+def save_semantic_ids(path: str | Path, ids: SemanticIds) -> None:
     """Write codebooks, codes and errors as one safetensors file.
 
     Raises:
@@ -167,19 +167,19 @@ def save_semantic_ids(path: Path, ids: SemanticIds) -> None:
     """
     content = save({name: value.contiguous() for name, value in ids._asdict().items()})
     try:
-        write_atomically(path, content)
+        write_atomically(Path(path), content)
     except OSError as error:
         raise ModelError(f"{path}: cannot be written ({error.strerror}); free space or choose another") from None
 
 
-def load_semantic_ids(path: Path) -> SemanticIds:
+def load_semantic_ids(path: str | Path) -> SemanticIds:
     """Read what `save_semantic_ids` wrote.
 
     Raises:
         ModelError: the file is missing, damaged, or holds something else.
     """
     try:
-        tensors = load(path.read_bytes())
+        tensors = load(Path(path).read_bytes())
         ids = SemanticIds(**{name: tensors[name] for name in SemanticIds._fields})
         levels, size, _ = ids.codebooks.shape
         sound = ids.codes.shape[1:] == ids.errors.shape == (levels,) and ids.codes.dtype == torch.int64

@@ -124,12 +124,13 @@ def from_histories(histories: Iterable[History]) -> EventLog:
     return EventLog(items, offsets, np.concatenate([np.zeros(0), *(row.times for row in rows)]))
 
 
-def write_events(log: EventLog, folder: Path) -> None:
+def write_events(log: EventLog, folder: str | Path) -> None:
     """Write a log as one raw file a column and a page that names them; the page comes last and makes it valid.
 
     Raises:
         DataError: the folder cannot be written.
     """
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "events.json").unlink(missing_ok=True)
@@ -157,12 +158,13 @@ def write_events(log: EventLog, folder: Path) -> None:
         ) from None
 
 
-def open_events(folder: Path) -> EventLog:
+def open_events(folder: str | Path) -> EventLog:
     """Open a written log without reading it: columns are mapped into memory, read-only.
 
     Raises:
         DataError: the folder holds no complete log, or a file has another size than its page says.
     """
+    folder = Path(folder)
     try:
         page = json.loads((folder / "events.json").read_text(encoding="utf-8"))
         if page["format"] != _FORMAT:

@@ -129,7 +129,7 @@ class LoraTextEncoder(nn.Module):
         self.eval()
 
     @classmethod
-    def load(cls, path: Path, config: TextConfig, *, dropout: float = 0.0) -> "LoraTextEncoder":
+    def load(cls, path: str | Path, config: TextConfig, *, dropout: float = 0.0) -> "LoraTextEncoder":
         """Open an adapter file on the model that it was trained on, to train it on or to encode with gradients.
 
         Raises:
@@ -137,7 +137,7 @@ class LoraTextEncoder(nn.Module):
             ConfigError: as the constructor.
         """
         folder = find_folder(config.model, config.revision)
-        adapter = load_adapter(path, model_key(file_hashes(folder, config.model)))
+        adapter = load_adapter(Path(path), model_key(file_hashes(folder, config.model)))
         rank = len(next(iter(adapter.layers.values())).down)
         encoder = cls(config, LoraConfig(rank, adapter.alpha, tuple(adapter.layers), dropout))
         with torch.no_grad():
@@ -179,13 +179,13 @@ class LoraTextEncoder(nn.Module):
         }
         return Adapter(self.base, float(self.lora.alpha), layers)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write what was learned; `TextConfig(adapter=path)` and `LoraTextEncoder.load` read it.
 
         Raises:
             ConfigError: the file cannot be written.
         """
-        save_adapter(path, self.adapter())
+        save_adapter(Path(path), self.adapter())
 
     def _adapted(self) -> dict[str, Any]:
         lora: Any = importlib.import_module("peft.tuners.lora")

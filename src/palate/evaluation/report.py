@@ -32,12 +32,13 @@ Number = float | int
 """A whole number read from JSON is an int."""
 
 
-def write_report(results: Results, path: Path) -> None:
+def write_report(results: Results, path: str | Path) -> None:
     """Write the page at `path`, whole or not at all: an earlier page stays until the new one is complete.
 
     Raises:
         DataError: a figure is NaN or infinite, an entry is missing, or the file cannot be written.
     """
+    path = Path(path)
     _check_finite(results, "results")
     parts = ("dataset", "split", "cleaning", "training", "customers", "environment", "protocol")
     try:
