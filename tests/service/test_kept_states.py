@@ -71,14 +71,14 @@ def shop_home(tmp_path: Path, model: Recommender) -> Shop:
 def recalls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether a state was of use, each time that one was looked at."""
     found: list[bool] = []
-    recall = Recommender.recall
+    load_state = Recommender.load_state
 
     def watched(self: Recommender, *arguments: object) -> State | None:
-        state = recall(self, *arguments)  # type: ignore[arg-type]
+        state = load_state(self, *arguments)  # type: ignore[arg-type]
         found.append(state is not None)
         return state
 
-    monkeypatch.setattr(Recommender, "recall", watched)
+    monkeypatch.setattr(Recommender, "load_state", watched)
     return found
 
 
@@ -363,7 +363,7 @@ def test_a_state_is_for_one_model_one_position_and_one_visit(model: Recommender)
 
     def kept(now: float) -> Kept:
         seen = adapt(shelf, person(), now)
-        payload = visits.keep(seen.state, seen.profile)
+        payload = visits.dump_state(seen.state, seen.profile)
         return Kept(visits.model_id, 3, seen.state.history.returning, payload)
 
     for before in (soon, late):

@@ -27,7 +27,7 @@ from palate.encoders.attributes import AttributeEncoder
 from palate.meta.head import Items, metric, search_query, search_rows
 from palate.meta.item_choices import ItemChoices
 from palate.meta.learner import Params
-from palate.recommend import kept_state
+from palate.recommend import fast_weight_cache
 from palate.recommend.adaptation import Adaptation
 from palate.recommend.bundle import Bundle, from_files, refusing_what_is_no_model, to_files
 from palate.recommend.event_input import EventInput, read_history
@@ -217,18 +217,18 @@ class Recommender:
         """What the shared model alone says, without fast weights."""
         return self._adaptation.backbone_scores(self.items, histories, profiles)
 
-    def keep(self, state: State, profile: Float[Tensor, "profile"]) -> bytes:
-        """The fast weights that `adapt_to` gave for this profile, to be stored; see `recall`."""
+    def dump_state(self, state: State, profile: Float[Tensor, "profile"]) -> bytes:
+        """The fast weights that `adapt_to` gave for this profile, to be stored; see `load_state`."""
         rest, inputs = self._adaptation.from_profile(profile), self._inputs(state.history, profile)
-        return kept_state.to_bytes(state.fast, rest, inputs)
+        return fast_weight_cache.to_bytes(state.fast, rest, inputs)
 
-    def recall(self, payload: bytes, history: History, profile: Float[Tensor, "profile"]) -> State | None:
-        """What `adapt_to` would give, from the bytes of `keep`; None where they are damaged or of other inputs.
+    def load_state(self, payload: bytes, history: History, profile: Float[Tensor, "profile"]) -> State | None:
+        """What `adapt_to` would give, from the bytes of `dump_state`; None where they are damaged or of other inputs.
 
         Other inputs are another model, history or profile, or rows that moved since of items that came after training.
         """
         rest, inputs = self._adaptation.from_profile(profile), self._inputs(history, profile)
-        fast = kept_state.from_bytes(payload, rest, inputs)
+        fast = fast_weight_cache.from_bytes(payload, rest, inputs)
         return None if fast is None else State(self.model_id, fast, history)
 
     def directions(self, places: Int64[np.ndarray, "place"]) -> Float[np.ndarray, "place feature"]:
@@ -399,7 +399,7 @@ class Recommender:
 
     def _inputs(self, history: History, profile: Float[Tensor, "profile"]) -> bytes:
         """What adapting to a person reads."""
-        return kept_state.describe_inputs(
+        return fast_weight_cache.describe_inputs(
             self.model_id, self.items, self.num_trained, self.config.model.max_events, history, profile
         )
 

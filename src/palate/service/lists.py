@@ -66,7 +66,7 @@ def adapt(shelf: Shelf, person: Person, now: float) -> Adapted:
     kept, person.kept = person.kept, None
     state = None
     if kept is not None and (kept.model_id, kept.position, kept.returning) == (*events[:2], history.returning):
-        state = model.recall(kept.payload, history, profile)
+        state = model.load_state(kept.payload, history, profile)
     # After the shelf alone has moved it is not worth another writing.
     told = state is not None or before == events
     if state is None:

@@ -31,7 +31,7 @@ class Kept(NamedTuple):
     """How many events they were made of."""
     returning: bool
     payload: bytes
-    """See `Recommender.keep`."""
+    """See `Recommender.dump_state`."""
 
 
 class Person:

@@ -75,7 +75,7 @@ class StateLog:
         while len(rows) < _TOGETHER and (taken := self._take()) is not None:
             user_id, (model, created[user_id], position, adapted) = taken
             state = adapted.state
-            payload = model.keep(state, adapted.profile)
+            payload = model.dump_state(state, adapted.profile)
             rows.append(SavedState(user_id, state.model_id, position, state.history.returning, payload, now))
         if not rows:
             return

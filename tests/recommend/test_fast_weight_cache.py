@@ -16,7 +16,7 @@ from palate.meta.adapter import Adapter
 from palate.meta.head import Items, Layout, Support, make_head
 from palate.meta.table import LEARNERS
 from palate.recommend import Recommender, State
-from palate.recommend.kept_state import from_bytes, to_bytes
+from palate.recommend.fast_weight_cache import from_bytes, to_bytes
 
 NEW = pl.DataFrame({"item_id": ["new", "newer"], "title": ["blue kite", "red rake"], "price": [7.0, 9.0]})
 histories = st.builds(
@@ -56,21 +56,21 @@ def test_a_kept_state_is_recalled_for_what_it_was_made_of_alone(
 ) -> None:
     first, second = profiles(extended)[which % 2], profiles(extended)[which // 2]
     made = extended.adapt_to(one, first)
-    payload = extended.keep(made, first)
-    recalled = extended.recall(payload, one, first)
+    payload = extended.dump_state(made, first)
+    recalled = extended.load_state(payload, one, first)
     assert same(recalled, made)
     assert recalled is not None
     assert recalled.history is one
-    found = extended.recall(payload, other, second)
+    found = extended.load_state(payload, other, second)
     assert found is None or same(found, extended.adapt_to(other, second))
     if which in (1, 2):
-        assert extended.recall(payload, one, second) is None
+        assert extended.load_state(payload, one, second) is None
 
 
 def test_every_part_of_what_is_read_counts(extended: Recommender) -> None:
     history = History(np.arange(20), np.arange(20.0), np.array([30, 31]))
     profile = profiles(extended)[0]
-    payload = extended.keep(extended.adapt_to(history, profile), profile)
+    payload = extended.dump_state(extended.adapt_to(history, profile), profile)
     others = [
         EMPTY_HISTORY,
         history.head(19),
@@ -84,9 +84,9 @@ def test_every_part_of_what_is_read_counts(extended: Recommender) -> None:
     ]
     assert History._fields == ("items", "times", "refused", "returning")  # what a model reads of more has to count too
     for other in others:
-        assert extended.recall(payload, other, profile) is None
-    assert replace(extended, model_id="0" * 16).recall(payload, history, profile) is None
-    assert extended.recall(payload, history, profile) is not None
+        assert extended.load_state(payload, other, profile) is None
+    assert replace(extended, model_id="0" * 16).load_state(payload, history, profile) is None
+    assert extended.load_state(payload, history, profile) is not None
 
 
 def test_rows_that_moved_since_make_it_useless_to_whoever_chose_them_and_to_nobody_else(
@@ -105,7 +105,7 @@ def test_rows_that_moved_since_make_it_useless_to_whoever_chose_them_and_to_nobo
     for items, refused, remains in [([1, 2], [3], True), ([1, new], [3], False), ([1, 2], [new], False)]:
         history = History(np.array(items), np.arange(float(len(items))), np.array(refused))
         before, now = extended.adapt_to(history, profile), warm.adapt_to(history, profile)
-        recalled = warm.recall(extended.keep(before, profile), history, profile)
+        recalled = warm.load_state(extended.dump_state(before, profile), history, profile)
         assert (recalled is not None) == remains
         assert recalled is None or same(recalled, now)
         assert same(before, now) == remains
@@ -119,10 +119,10 @@ def test_rows_that_moved_since_make_it_useless_to_whoever_chose_them_and_to_nobo
     )
     other = replace(extended, item_table=table)
     history = History(np.array([1, 60]), np.arange(2.0), np.zeros(0, np.int64))
-    payload = extended.keep(extended.adapt_to(history, profile), profile)
+    payload = extended.dump_state(extended.adapt_to(history, profile), profile)
     there = history._replace(items=np.array([1, 61]))
-    assert same(other.recall(payload, there, profile), other.adapt_to(there, profile))
-    assert other.recall(payload, history, profile) is None
+    assert same(other.load_state(payload, there, profile), other.adapt_to(there, profile))
+    assert other.load_state(payload, history, profile) is None
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -130,13 +130,13 @@ def test_rows_that_moved_since_make_it_useless_to_whoever_chose_them_and_to_nobo
 def test_damaged_and_foreign_bytes_are_no_state_and_no_error(extended: Recommender, data: st.DataObject) -> None:
     history, profile = History(np.arange(5), np.arange(5.0), np.array([9])), profiles(extended)[0]
     made = extended.adapt_to(history, profile)
-    payload = bytearray(extended.keep(made, profile))
-    assert extended.recall(data.draw(st.binary(max_size=300)), history, profile) is None
-    assert extended.recall(bytes(payload[: data.draw(st.integers(0, len(payload) - 1))]), history, profile) is None
+    payload = bytearray(extended.dump_state(made, profile))
+    assert extended.load_state(data.draw(st.binary(max_size=300)), history, profile) is None
+    assert extended.load_state(bytes(payload[: data.draw(st.integers(0, len(payload) - 1))]), history, profile) is None
     place, value = data.draw(st.integers(0, len(payload) - 1)), data.draw(st.integers(0, 255))
     assume(payload[place] != value)
     payload[place] = value
-    found = extended.recall(bytes(payload), history, profile)
+    found = extended.load_state(bytes(payload), history, profile)
     assert found is None or same(found, made)  # a space more or less in what the tensors are called by
 
 
@@ -172,4 +172,4 @@ def test_what_follows_from_the_model_is_not_kept(extended: Recommender) -> None:
     history, profile = History(np.arange(5), np.arange(5.0), np.array([9])), profiles(extended)[1]
     made = extended.adapt_to(history, profile)
     own = made.fast["state"].numel() + made.fast["delta"].numel()
-    assert 4 * own < len(extended.keep(made, profile)) < 4 * own + 300
+    assert 4 * own < len(extended.dump_state(made, profile)) < 4 * own + 300
