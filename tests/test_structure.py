@@ -31,7 +31,7 @@ LAYERS = [
     "cli",
     "__main__",
 ]
-FREE = {"errors", "metrics", "progress"}
+FREE = {"errors", "metrics", "progress", "threads"}
 
 
 def layer_of(module: str) -> str:

@@ -12,8 +12,7 @@ The head is trained on people whom the shared model has never seen, because that
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -53,6 +52,7 @@ from palate.recommend.bundle import identify
 from palate.recommend.content import encode_content
 from palate.recommend.item_table import ItemTable
 from palate.recommend.recommender import Recommender
+from palate.threads import one_thread
 
 
 class Prepared(NamedTuple):
@@ -77,17 +77,6 @@ class Shared(NamedTuple):
     unseen_popularity: float
     counts: Float[Tensor, "item"]
     """People who chose each item, as popularity counts them."""
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute with one thread for a while: sums that threads share are not the same from run to run."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @one_thread()

@@ -26,6 +26,7 @@ from palate.backbone.training_config import TrainingConfig
 from palate.data.episodes import History
 from palate.data.event_log import from_histories
 from palate.errors import ModelError
+from palate.threads import keep_to_one_thread
 
 
 class Ensemble(nn.Module):
@@ -177,7 +178,7 @@ _stop: Any = None
 def _start_worker(epochs: Any, stop: Any) -> None:
     global _epochs, _stop
     _epochs, _stop = epochs, stop
-    torch.set_num_threads(1)
+    keep_to_one_thread()
 
 
 def _report(loss: float) -> None:

@@ -15,11 +15,11 @@ from jaxtyping import Float, Int64
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from sklearn.cluster import MiniBatchKMeans
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from palate.data.files import write_atomically
 from palate.errors import ConfigError, DataError, ModelError
+from palate.threads import one_thread
 
 CHUNK = 8192  # items whose distances to a codebook are in memory at a time
 
@@ -98,7 +98,7 @@ def fit_semantic_ids(content: Float[Tensor, "item feature"], config: SemanticIdC
             n_init=3,
             random_state=(config.seed + level) % 2**32,
         )
-        with threadpool_limits(1):  # sums in another order would be other bytes
+        with one_thread():  # sums in another order would be other bytes
             means.fit(residual.numpy())
         codebook = torch.from_numpy(np.ascontiguousarray(means.cluster_centers_, dtype=np.float32))
         codebooks.append(codebook)

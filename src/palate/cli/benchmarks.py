@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
@@ -108,7 +107,6 @@ def bench_cold(
 
     Takes about a quarter of an hour of one core on ml-1m; a run that is stopped goes on.
     """
-    torch.set_num_threads(1)
     told = Console(stderr=True, quiet=as_json, highlight=False)
     found = run_cold(
         open_sequences(dataset, data),

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +26,7 @@ from palate.errors import ConfigError, DataError
 from palate.evaluation.report import few_shot_table, headline, write_report
 from palate.progress import Reporter
 from palate.recommend import Recommendation
+from palate.threads import keep_to_one_thread
 
 DEMO = Config(data=DataConfig(bundled="online-retail"), evaluation=EvaluationConfig(cut="2011-09-01"))
 EXAMPLE_CONFIG = """\
@@ -101,7 +101,6 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Judge a model on people that it has never seen: the few-shot curve, with intervals, beside the baselines."""
-    torch.set_num_threads(1)  # repeats are bit-identical
     recommender = find_model(model)
     source = read_config(config).data if config else recommender.config.data
     reporter = _reporter(as_json)
@@ -139,7 +138,7 @@ def recommend(
         if not separator:
             raise ConfigError(f"--profile {pair!r}: expected name=value, such as country=France")
         attributes[name] = value
-    torch.set_num_threads(1)
+    keep_to_one_thread()
     recommender = find_model(model)
     who: Any = []
     if user is not None:
@@ -166,6 +165,7 @@ def similar(
     as_json: JsonOption = False,
 ) -> None:
     """List the items most similar to one, in the sense that the model has learned."""
+    keep_to_one_thread()
     _print_list(find_model(model).similar_items(item, k), as_json)
 
 
@@ -185,7 +185,6 @@ def _train_and_judge(
     checkpoints: Path | None = None,
 ) -> dict[str, Any]:
     """Train; judge where the config sets a cut; only then save the model and write the report."""
-    torch.set_num_threads(1)  # repeats are bit-identical
     reporter = _reporter(as_json)
     if base is not None:
         config = replace(config, data=_absolute(config.data, base))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import polars as pl
-import torch
 import typer
 from rich.console import Console
 
@@ -26,6 +25,7 @@ from palate.data.tables import csv_table, parquet_table
 from palate.encoders.text import TextConfig, encode_texts
 from palate.errors import ConfigError
 from palate.pretrain import PretrainConfig, pretrain, read_pretrain_config, write_log
+from palate.threads import keep_to_one_thread
 
 
 @command("plan")
@@ -61,7 +61,7 @@ def plan(
 
     The real model is built without memory and one step of it rehearsed on tensors without data; see docs/scaling.md.
     """
-    torch.set_num_threads(1)
+    keep_to_one_thread()
     num_items = _whole("--items", items)
     kind = loss or ("full" if num_items <= 1_000_000 else "sampled")
     # An option that the loss or the table does not read is only refused when it was given.

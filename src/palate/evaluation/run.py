@@ -26,11 +26,13 @@ from palate.evaluation.few_shot import (
 from palate.evaluation.warm import evaluate_warm
 from palate.progress import Reporter
 from palate.recommend.recommender import Recommender
+from palate.threads import one_thread
 
 NUM_EXAMPLES = 3
 EXAMPLE_SUPPORT = 5
 
 
+@one_thread()
 def evaluate(
     model: Recommender, dataset: Dataset, cut: datetime | str | None = None, *, reporter: Reporter | None = None
 ) -> dict[str, Any]:

@@ -14,12 +14,12 @@ from palate.errors import ConfigError
 from palate.recommend import Recommender
 from palate.service.contract import Running
 from palate.service.home import Home
-from palate.service.machine import keep_to_one_thread
 from palate.service.opening import open_system, prepare
 from palate.service.server import ServerSettings, bind, serve
 from palate.service.system import SystemConfig
 from palate.service.trainer import RetrainPolicy, Trainer
 from palate.store import Store
+from palate.threads import keep_to_one_thread
 
 Say = Callable[[str], None]
 

@@ -15,26 +15,16 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from sqlalchemy import Connection
-from threadpoolctl import threadpool_limits
 
 from palate.service.contract import OverloadedError
 from palate.store import QueueFullError, Store, Writer
+from palate.threads import keep_to_one_thread
 
 T = TypeVar("T")
 _log = logging.getLogger("palate.service")
 _SWITCH = 0.0002
 """Seconds."""
-
-
-def keep_to_one_thread() -> None:
-    """Let what the calling thread computes stay on it; a pool's other threads would spin between small products.
-
-    Each library has a pool of its own: those are meant that are loaded by now.
-    """
-    torch.set_num_threads(1)
-    threadpool_limits(1)
 
 
 class Machine:

@@ -26,6 +26,7 @@ from palate.service.home import Home
 from palate.service.opening import load_model, register
 from palate.store import Store, events, items, people, registry
 from palate.store.attributes import as_frame
+from palate.threads import one_thread
 
 Say = Callable[[str], None]
 _EVER = 1e15
@@ -64,6 +65,7 @@ class Plan(NamedTuple):
     """Events later than this came after the plan was made, and wait for the next run."""
 
 
+@one_thread()
 def retrain(store: Store, home: Home, config: RetrainConfig, *, say: Say = lambda line: None) -> Outcome:
     """Train a candidate, judge it, and serve it if it passes.
 

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64
-from threadpoolctl import threadpool_limits
 
 from palate.errors import ConfigError, DataError, NumericalError
 from palate.evaluation.protocols.base import Bench, Draw, Method, Metric, Predict, Predictions, ProtocolEntry
@@ -22,6 +20,7 @@ from palate.evaluation.protocols.table import find_protocol
 from palate.evaluation.significance import Interval, clustered_interval
 from palate.meta import LEARNERS
 from palate.ratings.tasks import Task
+from palate.threads import one_thread
 
 Table = dict[str, dict[str, dict[str, list[Float[np.ndarray, "task"]]]]]
 """part → method → metric → one array a draw."""
@@ -57,13 +56,8 @@ def run_protocol(
     for learner in chosen:
         if learner not in LEARNERS:
             raise ConfigError(f"learner is {learner!r}; choose from: {', '.join(LEARNERS)}")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):  # NumPy's own threads
-            return _run(name, entry, folder, num_draws, chosen, say)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        return _run(name, entry, folder, num_draws, chosen, say)
 
 
 def _run(

@@ -49,6 +49,7 @@ from palate.meta.sequence_training import (
     scores_at,
     train_head,
 )
+from palate.threads import one_thread
 
 _EVENTS = max(positions_after(SIZES[-1])) + 1
 """Events of a cold person that are looked at."""
@@ -86,6 +87,7 @@ class ColdConfig:
     """The outer loop of the head."""
 
 
+@one_thread()
 def run_cold(
     data: SequenceData,
     config: ColdConfig,

@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float64
-from threadpoolctl import threadpool_limits
 
 from palate.errors import ConfigError, DataError, NumericalError
 from palate.evaluation.sequential.data import SequenceData, open_sequences
@@ -21,6 +19,7 @@ from palate.evaluation.sequential.judged import Judged, fingerprint, read_judged
 from palate.evaluation.sequential.leave_one_out import Split, figures, leave_one_out, rank_targets
 from palate.evaluation.sequential.table import DATASETS, MODELS, Bench, ModelEntry, find_models
 from palate.evaluation.significance import bootstrap_interval, paired_difference
+from palate.threads import one_thread
 
 MAIN = "ndcg@10"
 """The metric of the comparisons."""
@@ -87,16 +86,11 @@ def _judge_job(
     name: str, folder: Path, out: Path, label: str, seed: int, say: Callable[[str], None] = lambda line: None
 ) -> None:
     """Fit and judge one model with one seed, on one thread, and keep what came of it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):  # NumPy's own threads
-            data = open_sequences(name, folder)
-            split = leave_one_out(data.log)
-            for judged in judge(label, find_models([label])[label], data, split, seed, say, out / "checkpoints" / name):
-                write_judged(judged, out)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        data = open_sequences(name, folder)
+        split = leave_one_out(data.log)
+        for judged in judge(label, find_models([label])[label], data, split, seed, say, out / "checkpoints" / name):
+            write_judged(judged, out)
 
 
 def judge(
