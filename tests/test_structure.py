@@ -31,7 +31,7 @@ LAYERS = [
     "cli",
     "__main__",
 ]
-FREE = {"errors", "metrics", "progress", "threads"}
+FREE = {"errors", "metrics", "progress", "significance", "threads"}
 
 
 def layer_of(module: str) -> str:

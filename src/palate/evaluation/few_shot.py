@@ -23,11 +23,11 @@ from palate.data.log import require_columns
 from palate.data.splitting import Split
 from palate.data.vocabulary import Vocabulary
 from palate.errors import DataError
-from palate.evaluation.significance import bootstrap_interval, paired_difference
 from palate.metrics import RANKING_METRICS, coverage_at_k, ndcg_at_k, top_k
 from palate.pipeline import newcomers_of, split_newcomers
 from palate.progress import StageHandle
 from palate.recommend.recommender import Recommender
+from palate.significance import bootstrap_interval, paired_difference
 
 ScoreHistories = Callable[[Sequence[History]], Float[np.ndarray, "user item"]]
 """Scores of the whole catalogue for people of whom these histories are known; row i is always the same person."""

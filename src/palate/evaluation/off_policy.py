@@ -32,7 +32,7 @@ from jaxtyping import Float64
 from scipy.stats import norm  # type: ignore[import-untyped]
 
 from palate.errors import ConfigError, DataError
-from palate.evaluation.significance import CELLS_AT_ONCE, Interval
+from palate.significance import CELLS_AT_ONCE, Interval
 
 _LOG_COLUMNS = ("context", "user_id", "item_id", "propensity", "reward")
 _TARGET_COLUMNS = ("context", "item_id", "probability")

@@ -25,9 +25,9 @@ from palate.data.episodes import History
 from palate.data.growing_history import GrowingHistory
 from palate.data.vocabulary import Vocabulary
 from palate.errors import ConfigError, DataError, ModelError
-from palate.evaluation.significance import Interval, clustered_interval
 from palate.metrics import hit_rate_of_ranks, ndcg_of_ranks, target_ranks
 from palate.recommend.recommender import Recommender
+from palate.significance import Interval, clustered_interval
 
 _TOGETHER = 256
 """Lists that are scored at once."""

@@ -41,7 +41,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from palate.errors import ConfigError, NumericalError
-from palate.evaluation.significance import Interval
+from palate.significance import Interval
 
 Decision = Literal["better", "worse", "undecided"]
 

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, func, select
 from palate.errors import ConfigError
 from palate.evaluation.drift import stability_of_counts
 from palate.evaluation.sequential_test import BoundedMean, compare_bounded
-from palate.evaluation.significance import Interval
+from palate.significance import Interval
 from palate.store.registry import Pointers
 from palate.store.schema import events, recommendations
 

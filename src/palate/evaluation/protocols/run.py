@@ -17,9 +17,9 @@ from palate.evaluation.protocols.base import Bench, Draw, Method, Metric, Predic
 from palate.evaluation.protocols.floors import FLOORS, ROUNDED
 from palate.evaluation.protocols.learners import learner_methods
 from palate.evaluation.protocols.table import find_protocol
-from palate.evaluation.significance import Interval, clustered_interval
 from palate.meta import LEARNERS
 from palate.ratings.tasks import Task
+from palate.significance import Interval, clustered_interval
 from palate.threads import one_thread
 
 Table = dict[str, dict[str, dict[str, list[Float[np.ndarray, "task"]]]]]

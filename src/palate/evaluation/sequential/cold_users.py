@@ -23,8 +23,8 @@ from jaxtyping import Float, Float32, Float64, Int64
 from palate.baselines.item_item import Scorer
 from palate.data.event_log import EventLog
 from palate.errors import ConfigError, DataError, NumericalError
-from palate.evaluation.significance import Interval, paired_difference
 from palate.metrics import ndcg_at_k, ndcg_of_ranks, target_ranks, top_k
+from palate.significance import Interval, paired_difference
 
 SIZES = (1, 2, 3, 5, 10, 20, 50, 100)
 """Support sizes, in events."""

@@ -18,7 +18,7 @@ from palate.evaluation.sequential.data import SequenceData, open_sequences
 from palate.evaluation.sequential.judged import Judged, fingerprint, read_judged, write_judged
 from palate.evaluation.sequential.leave_one_out import Split, figures, leave_one_out, rank_targets
 from palate.evaluation.sequential.table import DATASETS, MODELS, Bench, ModelEntry, find_models
-from palate.evaluation.significance import bootstrap_interval, paired_difference
+from palate.significance import bootstrap_interval, paired_difference
 from palate.threads import one_thread
 
 MAIN = "ndcg@10"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from palate.errors import ConfigError, DataError, NumericalError
-from palate.evaluation.significance import CELLS_AT_ONCE, bootstrap_interval, clustered_interval, paired_difference
+from palate.significance import CELLS_AT_ONCE, bootstrap_interval, clustered_interval, paired_difference
 
 
 def test_interval_has_the_width_that_theory_gives() -> None:
