@@ -21,6 +21,7 @@ from palate.data.catalog import Catalog, Profiles
 from palate.data.dataset import Dataset
 from palate.errors import ConfigError, DataError
 from palate.evaluation.replay import compare, replay
+from palate.meta.quality import MIN_USERS, Quality
 from palate.meta.training import meta_train
 from palate.pipeline import make_jobs, newcomers_since, prepare, train
 from palate.recommend import Recommender
@@ -73,13 +74,29 @@ def test_it_is_as_good_as_a_full_training_and_better_than_the_stale_model_at_les
     assert abs(over_full.mean) < over_stale.mean / 2
 
 
-def test_a_served_head_that_fails_newcomers_is_no_reason_to_keep_the_model(
+def test_a_served_head_that_is_shown_to_fail_newcomers_is_carried_over(
+    model: Recommender, later_shop: Dataset, again: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worse = Quality(40, 0.01, 0.3, -0.4, -0.2)
+    monkeypatch.setattr("palate.meta.training.compare_with_chance", lambda *_: worse)
+    carried = train(later_shop, again, start=model)
+    said = carried.training["start"]["head"]  # type: ignore[index]
+    assert said == f"carried over: meta-training of ridge: {worse.describe()}"
+    assert carried.training["meta validation"] == []
+    assert "quality" not in carried.training, "it is the served model's head, which was looked at when it was trained"
+
+
+def test_a_few_newcomers_whom_the_served_head_fails_are_no_evidence(
     model: Recommender, shop: Dataset, again: Config
 ) -> None:
     world = turned(shop)
     past = replace(world, interactions=world.interactions.filter(pl.col("timestamp") < UNTIL))
-    said = train(past, again, start=model).training["start"]["head"]  # type: ignore[index]
-    assert said.startswith("carried over: meta-training of ridge: the best validation NDCG@10")
+    retrained = train(past, again, start=model)
+    quality: Any = retrained.training["quality"]
+    assert quality["ndcg"] < quality["random"], "tastes have turned"
+    assert quality["num_users"] < MIN_USERS
+    assert quality["verdict"] == "inconclusive"
+    assert not retrained.training["start"]["head"].startswith("carried over")  # type: ignore[index]
 
 
 def test_the_same_seed_gives_the_same_bytes(

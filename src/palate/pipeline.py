@@ -181,6 +181,7 @@ def train(
             "backbone loss": [list(point) for point in enumerate(losses, start=1)],
             "meta loss": [list(point) for point in learned.losses],
             "meta validation": [list(point) for point in learned.validation],
+            **({} if learned.quality is None else {"quality": learned.quality.to_dict()}),
             **({} if start is None else {"start": {"model_id": start.model_id, "head": stage.detail}}),
         },
         trained_until=until,
@@ -286,7 +287,7 @@ def _go_on(
     table = start.item_table
     served = Items(*(column[: table.num_trained].clone() for column in table.rows_of_training))
     head = _make_head(served, prepared, config)
-    learned = MetaResult(start.params, (), ())
+    learned = MetaResult(start.params, (), (), None)
     if len(newcomers) < config.retraining.min_newcomers:
         stage.done(
             f"carried over: {len(newcomers):,} people with {config.meta.min_items} items have come since the served "
@@ -298,9 +299,13 @@ def _go_on(
         meta = replace(config.meta, num_steps=config.retraining.num_steps)
         shared = Shared(start.backbone, served, table.space, table.unseen_popularity, table.posterior.counts)
         try:
-            learned = _meta_train(head, start.params, shared, newcomers, prepared.profiles, config, meta, stage)
-        except NumericalError as error:
+            found = _meta_train(head, start.params, shared, newcomers, prepared.profiles, config, meta, stage)
             # Tastes that have turned make the served model poor for newcomers: no reason to keep it for longer.
+            if found.quality is not None and found.quality.verdict == "worse":
+                stage.done(f"carried over: meta-training of {config.meta.learner}: {found.quality.describe()}")
+            else:
+                learned = found
+        except NumericalError as error:
             stage.done(f"carried over: {error}")
     layout = _layout(items, content, prepared, config)
     fresh = _make_head(items, prepared, config).params(layout, items)

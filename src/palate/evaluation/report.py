@@ -49,6 +49,7 @@ def write_report(results: Results, path: str | Path) -> None:
             few_shot=_part_view(results.get("few_shot"), "few-shot"),
             cold_items=_part_view(results.get("cold_items"), "cold-items"),
             warm=_part_view(results.get("warm"), "warm"),
+            quality=(results.get("training") or {}).get("quality"),
             curves=_curve_views((results.get("training") or {}).get("curves") or []),
         )
     except (KeyError, UndefinedError) as error:

@@ -76,6 +76,7 @@ def evaluate(
         "warm": warm,
         "training": {
             "stages": [stage._asdict() for stage in reporter.stages],
+            "quality": model.training.get("quality"),
             "curves": [
                 {"name": name, "x_label": x_label, "y_label": y_label, "points": model.training[name]}
                 for name, x_label, y_label in (

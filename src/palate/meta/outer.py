@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 from torch._C import _LinAlgError as LinAlgError  # type: ignore[attr-defined]
 from torch.func import vmap
 
 from palate.errors import ConfigError, DataError, NumericalError
 from palate.meta.learner import Events, Learner, Params, Tasks
+from palate.meta.quality import MIN_USERS
+from palate.significance import paired_difference
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,9 @@ def fit(
     Raises:
         DataError: there are no tasks, or they hold what the learner cannot read.
         ConfigError: the model is none that the learner can adapt.
-        NumericalError: a loss or gradient is not finite (names learner and step), or the kept parameters predict the
-            validation queries worse than the best constant does.
+        NumericalError: a loss or gradient is not finite (names learner and step), or the kept parameters are shown to
+            predict the validation queries worse than the best constant: the 95 % interval of the difference over
+            tasks excludes zero.
     """
     config = config or FitConfig()
     for what, tasks in (("training", train), ("validation", validation)):
@@ -100,12 +103,13 @@ def fit(
     result = run_outer_loop(
         start, batch_loss, lambda params: query_loss(learner, params, validation), config, name=name, on_step=on_step
     )
-    best = min(value for _, value in result.validation)
-    floor = constant_loss(learner, train, validation)
-    if best > floor:
+    best, floor = query_losses(learner, result.params, validation), constant_losses(learner, train, validation)
+    if len(best) >= MIN_USERS and (found := paired_difference(best.numpy(), floor.numpy())).low > 0:
         raise NumericalError(
-            f"{name}: the best validation loss, {best:.4f} at step {result.step}, is worse than that of a constant "
-            f"predictor, {floor:.4f}; it has not learned: lower the step sizes, train longer or check the targets"
+            f"{name}: the best validation loss, {best.mean():.4f} at step {result.step}, is worse than that of a "
+            f"constant predictor, {floor.mean():.4f} (95 % interval of the difference over {len(best):,} tasks "
+            f"{found.low:+.4f} to {found.high:+.4f}); it has not learned: lower the step sizes, "
+            "train longer or check the targets"
         )
     return result
 
@@ -217,15 +221,20 @@ def predict_tasks(
 
 
 def query_loss(learner: Learner, params: Params, tasks: Tasks) -> float:
-    """Mean, over tasks whose query is not empty, of the objective on the query after adapting to the support."""
+    """Mean of `query_losses`."""
+    return float(query_losses(learner, params, tasks).mean())
+
+
+def query_losses(learner: Learner, params: Params, tasks: Tasks) -> Float64[Tensor, "task_with_query"]:
+    """The objective on the query after adapting to the support, of each task whose query is not empty."""
     predictions = predict_tasks(learner, params, tasks.profile, tasks.support, tasks.query.inputs)
     asked = (tasks.query.weight > 0).any(1)
     losses = vmap(learner.objective.outer)(predictions, tasks.query.target.to(predictions), tasks.query.weight)
-    return float(losses[asked].double().mean())
+    return losses[asked].double()
 
 
-def constant_loss(learner: Learner, train: Tasks, validation: Tasks) -> float:
-    """Query loss of the constant that is best on the training queries, found by Newton's method on the event loss."""
+def constant_losses(learner: Learner, train: Tasks, validation: Tasks) -> Float64[Tensor, "task_with_query"]:
+    """Query losses of the constant that is best on the training queries, found by Newton's method on the event loss."""
     target, weight = train.query.target.flatten(), train.query.weight.flatten()
     constant = torch.zeros_like(target)
     for _ in range(20):
@@ -234,7 +243,7 @@ def constant_loss(learner: Learner, train: Tasks, validation: Tasks) -> float:
         constant = constant - slope / curvature.clamp_min(1e-9)
     predictions = constant[0].expand(validation.query.target.shape)
     losses = vmap(learner.objective.outer)(predictions, validation.query.target, validation.query.weight)
-    return float(losses[(validation.query.weight > 0).any(1)].double().mean())
+    return losses[(validation.query.weight > 0).any(1)].double()
 
 
 def _check_tasks(learner: Learner, tasks: Tasks, where: str) -> None:

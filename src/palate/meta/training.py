@@ -17,12 +17,14 @@ from torch.func import vmap
 
 from palate.backbone.batches import inputs
 from palate.backbone.ensemble import Ensemble
+from palate.backbone.sequence_model import SequenceModelConfig
 from palate.data.episodes import History
 from palate.data.event_log import from_histories
-from palate.errors import ConfigError, DataError, NumericalError
+from palate.errors import ConfigError, DataError
 from palate.meta.head import Head, Items, Profile, Query, Support
 from palate.meta.learner import Params
 from palate.meta.outer import FitConfig, run_outer_loop
+from palate.meta.quality import Quality, compare_with_chance
 from palate.meta.tasks import make_supports
 from palate.metrics import ndcg_at_k, top_k
 
@@ -85,6 +87,8 @@ class Episodes(NamedTuple):
     support: Support
     relevant: Bool[Tensor, "episode item"]
     seen: Bool[Tensor, "episode item"]
+    user: Int64[Tensor, "episode"]
+    """Whose it is: a row of the histories."""
 
 
 class MetaResult(NamedTuple):
@@ -95,6 +99,56 @@ class MetaResult(NamedTuple):
     """(step, mean training loss since the last look)."""
     validation: tuple[tuple[int, float], ...]
     """(step, mean NDCG@10 over support sizes on the validation people)."""
+    quality: Quality | None
+    """Of the chosen parameters on the validation people, against chance; None where nothing was trained."""
+
+
+class Cut(NamedTuple):
+    """Where a history is cut into what is known and what is to be predicted."""
+
+    row: int
+    """Of the history."""
+    place: int
+    """Items before the cut."""
+    returning: bool
+    """Whether what follows is another visit."""
+
+
+def find_cuts(
+    histories: Sequence[History], model: SequenceModelConfig, sizes: Sequence[int], min_query: int
+) -> list[Cut]:
+    """Cut each history after each size that leaves `min_query` items to predict, and before each later visit that does.
+
+    This is all that episodes ask of the data, so a training asks it before anything is computed.
+
+    Raises:
+        ConfigError: every size is above what the backbone reads.
+        DataError: no history is long enough for any size.
+    """
+    if min(sizes) > model.max_events:
+        raise ConfigError(
+            f"meta.support_sizes is {tuple(sizes)}, but model.max_events is {model.max_events}; "
+            "add a smaller size or raise max_events"
+        )
+    sizes = [size for size in sizes if size <= model.max_events]
+    cuts = [
+        Cut(row, size, False)
+        for row, history in enumerate(histories)
+        for size in sizes
+        if len(history.items) >= size + min_query
+    ]
+    if model.visit_gap:
+        cuts += [
+            Cut(row, place, True)
+            for row, history in enumerate(histories)
+            for place in (np.flatnonzero(np.diff(history.times) > 3600 * model.visit_gap) + 1).tolist()
+            if len(history.items) >= place + min_query
+        ]
+    if not cuts:
+        raise DataError(
+            f"meta-training: no held-out person has {min(sizes) + min_query} distinct items; lower meta.min_query"
+        )
+    return cuts
 
 
 @torch.no_grad()
@@ -107,7 +161,7 @@ def make_episodes(
     sizes: Sequence[int],
     min_query: int,
 ) -> Episodes:
-    """Cut each history after each size that leaves `min_query` items to predict, and before each later visit that does.
+    """Make a task of each history at each of its cuts (`find_cuts`).
 
     A list after so many events is asked for right away; visits are told apart where the model's `visit_gap` says how.
     Where the catalogue is so large that the episodes would not fit in memory, some are drawn.
@@ -116,30 +170,8 @@ def make_episodes(
         ConfigError: every size is above what the backbone reads.
         DataError: no history is long enough for any size.
     """
-    if min(sizes) > backbone.config.max_events:
-        raise ConfigError(
-            f"meta.support_sizes is {tuple(sizes)}, but model.max_events is {backbone.config.max_events}; "
-            "add a smaller size or raise max_events"
-        )
-    sizes = [size for size in sizes if size <= backbone.config.max_events]
-    most, gap = backbone.config.max_events, backbone.config.visit_gap
-    cuts = [
-        (row, size, False)
-        for row, history in enumerate(histories)
-        for size in sizes
-        if len(history.items) >= size + min_query
-    ]
-    if gap:
-        cuts += [
-            (row, place, True)
-            for row, history in enumerate(histories)
-            for place in (np.flatnonzero(np.diff(history.times) > 3600 * gap) + 1).tolist()
-            if len(history.items) >= place + min_query
-        ]
-    if not cuts:
-        raise DataError(
-            f"meta-training: no held-out person has {min(sizes) + min_query} distinct items; lower meta.min_query"
-        )
+    most = backbone.config.max_events
+    cuts = find_cuts(histories, backbone.config, sizes, min_query)
     most_episodes = max(1, _MOST_CELLS // len(vectors))
     if len(cuts) > most_episodes:
         drawn = np.random.default_rng(0).choice(len(cuts), most_episodes, replace=False)
@@ -167,6 +199,7 @@ def make_episodes(
         make_supports(supports, items.features, torch.cat(after)),
         relevant,
         seen,
+        users,
     )
 
 
@@ -183,10 +216,11 @@ def meta_train(
 ) -> MetaResult:
     """Train every parameter that is not "fixed." on the mean episode loss; return the best-validated ones.
 
+    Parameters that rank no better than chance are returned like others; `MetaResult.quality` says so.
     `on_step(step, of, validation)` is called at each look at the validation people.
 
     Raises:
-        NumericalError: the loss or a score is not finite (names the step), or the result ranks worse than at random.
+        NumericalError: the loss or a score is not finite (names the step).
     """
     rng = np.random.default_rng(seed)
 
@@ -214,39 +248,41 @@ def meta_train(
         penalty=pull,
         on_step=on_step,
     )
-    best, floor = max(value for _, value in result.validation), random_quality(validation)
-    if best < floor:
-        raise NumericalError(
-            f"meta-training of {config.learner}: the best validation NDCG@10, {best:.4f} at step {result.step}, is "
-            f"worse than that of a list in random order, {floor:.4f}; the shared model or the features are broken"
-        )
-    return MetaResult(result.params, result.losses, result.validation)
+    quality = compare_with_chance(
+        _ndcg(validation, lambda some: score_supports(head, result.params, items, some.profile, some.support).numpy()),
+        _ndcg(validation, lambda some: _random_scores(some, seed)),
+        validation.user.numpy(),
+    )
+    return MetaResult(result.params, result.losses, result.validation, quality)
 
 
 @torch.no_grad()
 def validate(head: Head, params: Params, items: Items, episodes: Episodes) -> float:
     """Mean over support sizes of the mean NDCG@10 over people, seen items removed."""
-    together = max(1, _CELLS_AT_ONCE // len(items.popularity))
+    values = _ndcg(episodes, lambda some: score_supports(head, params, items, some.profile, some.support).numpy())
+    sizes = episodes.size.numpy()
+    return float(np.mean([values[sizes == size].mean() for size in np.unique(sizes)]))
+
+
+def _ndcg(
+    episodes: Episodes, score: Callable[[Episodes], Float[np.ndarray, "some item"]]
+) -> Float[np.ndarray, "episode"]:
+    """NDCG@10 of each episode, seen items removed."""
+    together = max(1, _CELLS_AT_ONCE // episodes.seen.shape[1])
     parts = []
     for start in range(0, len(episodes.size), together):
         some = episodes
         if together < len(episodes.size):
             some = take(episodes, torch.arange(start, min(start + together, len(episodes.size))))
-        scores = score_supports(head, params, items, some.profile, some.support)
-        ranked = top_k(scores.masked_fill(some.seen, -torch.inf).numpy(), 10)
+        ranked = top_k(np.where(some.seen.numpy(), -np.inf, score(some)), 10)
         parts.append(ndcg_at_k(ranked, some.relevant.numpy()))
-    values = np.concatenate(parts)
-    sizes = episodes.size.numpy()
-    return float(np.mean([values[sizes == size].mean() for size in np.unique(sizes)]))
+    return np.concatenate(parts)
 
 
-def random_quality(episodes: Episodes) -> float:
-    """What `validate` would give on average to lists in random order: the expected NDCG@10."""
-    num_relevant = episodes.relevant.sum(1).double()
-    num_allowed = (~episodes.seen).sum(1).double()
-    discount = 1 / torch.log2(torch.arange(10, dtype=torch.float64) + 2)
-    expected = num_relevant / num_allowed * discount.sum() / discount.cumsum(0)[num_relevant.long().clamp(1, 10) - 1]
-    return float(np.mean([float(expected[episodes.size == size].mean()) for size in torch.unique(episodes.size)]))
+def _random_scores(episodes: Episodes, seed: int) -> Float[np.ndarray, "episode item"]:
+    """One order for each person, whatever the episode: a model's lists for one person are much alike too."""
+    num_items = episodes.seen.shape[1]
+    return np.stack([np.random.default_rng([seed, user]).random(num_items) for user in episodes.user.tolist()])
 
 
 def score_supports(
@@ -270,4 +306,5 @@ def take(episodes: Episodes, rows: Int64[Tensor, "row"]) -> Episodes:
         Support(*(value[rows] for value in episodes.support)),
         episodes.relevant[rows],
         episodes.seen[rows],
+        episodes.user[rows],
     )

@@ -18,6 +18,7 @@ from palate.evaluation.protocols.floors import FLOORS, ROUNDED
 from palate.evaluation.protocols.learners import learner_methods
 from palate.evaluation.protocols.table import find_protocol
 from palate.meta import LEARNERS
+from palate.meta.quality import MIN_USERS
 from palate.ratings.tasks import Task
 from palate.significance import Interval, clustered_interval
 from palate.threads import one_thread
@@ -46,7 +47,7 @@ def run_protocol(
     Raises:
         ConfigError: an unknown protocol or learner, or no draw.
         DataError: the data is not there or not what the protocol needs.
-        NumericalError: a method diverged, or one of Palate's is below the constant predictor; names it.
+        NumericalError: a method diverged, or is shown to be below the constant predictor; names it.
     """
     entry = find_protocol(name)
     num_draws = entry.draws if num_draws is None else num_draws
@@ -106,8 +107,9 @@ def _run(
             seconds[label] += time.perf_counter() - started
     methods = {label: method for label, method in methods.items() if label not in left_out}
     people = {part: np.concatenate([[task.user for task in draw.parts[part]] for draw in draws]) for part in table}
+    trained_labels = [label for label, (kind, _) in methods.items() if kind != "floor"]
     for part, figures in table.items():
-        _refuse_divergence(figures, [label for label, (kind, _) in methods.items() if kind != "floor"], entry, part)
+        _refuse_divergence(figures, people[part], trained_labels, entry, part)
     return {
         "protocol": name,
         "title": entry.title,
@@ -172,17 +174,23 @@ def _extend_curve(
 
 
 def _refuse_divergence(
-    figures: Mapping[str, Mapping[str, Sequence[np.ndarray]]], labels: Iterable[str], entry: ProtocolEntry, part: str
+    figures: Mapping[str, Mapping[str, Sequence[np.ndarray]]],
+    people: Int64[np.ndarray, "task"],
+    labels: Iterable[str],
+    entry: ProtocolEntry,
+    part: str,
 ) -> None:
-    """A trained method below the constant predictor has not learned, whatever its loss says."""
+    """A trained method that is shown to be below the constant predictor has not learned, whatever its loss says."""
     sign = -1 if entry.main in entry.lower_is_better else 1
-    floor = np.concatenate(figures["constant"][entry.main]).mean()
+    floor = np.concatenate(figures["constant"][entry.main])
     for label in labels:
-        found = np.concatenate(figures[label][entry.main]).mean()
-        if sign * found < sign * floor:
+        values = np.concatenate(figures[label][entry.main])
+        found = clustered_interval(sign * (values - floor), people)
+        if len(np.unique(people)) >= MIN_USERS and found.high < 0:
             raise NumericalError(
-                f"{label}: {entry.main} on {part} is {found:.4f} after its last step, worse than a constant predictor "
-                f"({floor:.4f}); it has not learned"
+                f"{label}: {entry.main} on {part} is {values.mean():.4f} after its last step, worse than a constant "
+                f"predictor ({floor.mean():.4f}; 95 % interval of how much better it is {found.low:+.4f} to "
+                f"{found.high:+.4f}); it has not learned"
             )
 
 
