@@ -46,7 +46,7 @@ from palate.meta.evidence import (
 from palate.meta.head import Head, Items, Layout, catalogue_statistics, make_head
 from palate.meta.item_tasks import ItemPosterior, fit_item_posterior, rank_of
 from palate.meta.learner import Params
-from palate.meta.training import MetaConfig, MetaResult, make_episodes, meta_train
+from palate.meta.training import MetaConfig, MetaResult, find_cuts, make_episodes, meta_train
 from palate.progress import Reporter, StageHandle
 from palate.recommend.bundle import identify
 from palate.recommend.content import encode_content
@@ -66,6 +66,15 @@ class Prepared(NamedTuple):
     content: Float[Tensor, "item content"]
     item_encoder: AttributeEncoder
     profile_encoder: AttributeEncoder
+
+
+class Indexed(NamedTuple):
+    """The events of a data set as numbers, before anything is encoded."""
+
+    vocabulary: Vocabulary
+    """Items with at least one choice."""
+    histories: Mapping[str, History]
+    """As in `Prepared`."""
 
 
 class Shared(NamedTuple):
@@ -116,17 +125,19 @@ def train(
     if start is not None:
         _refuse_another_model(start.config, config)
     with reporter.stage("encode content") as stage:
-        prepared = prepare(dataset, config, stage, start=start)
+        indexed = index_events(dataset, config, start=start)
+        groups, newcomers = {"everyone": indexed.histories}, dict[str, History]()
+        if start is None:
+            others, newcomers = newcomers_of(indexed.histories, config)
+            check_newcomers(newcomers, config)
+            groups = {"held-out": others, **groups}
+        prepared = encode(dataset, indexed, config, stage, start=start)
         stage.done(f"{len(prepared.vocabulary):,} items × {prepared.content.shape[1]} features")
     rotation = (
         start.item_table.content_rotation if start else fit_rotation(prepared.content, config.evidence.content_dim)
     )
     content = rotation(prepared.content)
 
-    groups, newcomers = {"everyone": prepared.histories}, dict[str, History]()
-    if start is None:
-        others, newcomers = newcomers_of(prepared.histories, config)
-        groups = {"held-out": others, **groups}
     jobs = make_jobs(groups, prepared, config, start)
     if checkpoints is not None:
         jobs = [job._replace(folder=Path(checkpoints) / f"{job.name}-{fingerprint(job)}") for job in jobs]
@@ -435,12 +446,20 @@ def learn_items(
 def prepare(
     dataset: Dataset, config: Config, stage: StageHandle | None = None, *, start: Recommender | None = None
 ) -> Prepared:
-    """Turn a data set into arrays; only items and people with events count, the others teach nothing.
+    """Turn a data set into arrays: `index_events`, then `encode`.
 
-    With `start`, its encoders are used, and the items that it was trained on come first, in its order.
+    Raises: as they do.
+    """
+    return encode(dataset, index_events(dataset, config, start=start), config, stage, start=start)
+
+
+def index_events(dataset: Dataset, config: Config, *, start: Recommender | None = None) -> Indexed:
+    """Number the items and collect the histories; only items and people with choices count, others teach nothing.
+
+    With `start`, the items that it was trained on come first, in its order.
 
     Raises:
-        DataError: no event is a choice, or an attribute is missing that `start` reads.
+        DataError: no event is a choice.
     """
     chosen = dataset.interactions.filter(~pl.col("event_type").is_in(list(config.negative_events)))
     if chosen.is_empty():
@@ -453,13 +472,30 @@ def prepare(
         first = pl.Series("item_id", start.vocabulary.ids[: start.num_trained], dtype=pl.String)
         ids = pl.concat([first.filter(first.is_in(ids.implode())), ids.filter(~ids.is_in(first.implode()))])
     vocabulary = Vocabulary(tuple(ids))
-    catalog = _rows(dataset.items, vocabulary)
     known = dataset.interactions.filter(pl.col("item_id").is_in(vocabulary.frame["item_id"].implode()))
     histories = {
         user: history
         for user, history in build_histories(known, vocabulary, config.negative_events).items()
         if len(history.items) > 0
     }
+    return Indexed(vocabulary, histories)
+
+
+def encode(
+    dataset: Dataset,
+    indexed: Indexed,
+    config: Config,
+    stage: StageHandle | None = None,
+    *,
+    start: Recommender | None = None,
+) -> Prepared:
+    """Encode the content of the indexed items and the profiles of the people; with `start`, as that model does.
+
+    Raises:
+        DataError: an attribute is missing that `start` reads.
+    """
+    vocabulary, histories = indexed
+    catalog = _rows(dataset.items, vocabulary)
     people = pl.DataFrame({"user_id": list(histories)}).join(
         dataset.users.frame, on="user_id", how="left", maintain_order="left"
     )
@@ -515,6 +551,17 @@ def newcomers_of(histories: Mapping[str, History], config: Config) -> tuple[dict
             "the newcomer, expected at least 3; add data or lower meta.min_items"
         )
     return others, newcomers
+
+
+def check_newcomers(newcomers: Mapping[str, History], config: Config) -> None:
+    """See that there are episodes to train the head on and to validate it on, before anything is computed.
+
+    Raises:
+        ConfigError: every support size is above what the backbone reads.
+        DataError: nobody has enough items for an episode.
+    """
+    for people in split_newcomers(newcomers):
+        find_cuts(list(people.values()), config.model, config.meta.support_sizes, config.meta.min_query)
 
 
 def split_newcomers(

@@ -153,6 +153,16 @@ def test_a_model_that_knows_the_judged_people_is_refused(shop: Dataset, tiny: Co
         evaluate(leaky, shop)
 
 
+def test_a_model_that_does_not_know_its_people_is_refused(model: Recommender, shop: Dataset) -> None:
+    with pytest.raises(DataError, match="holds no people"):
+        evaluate(replace(model, users={}, profiles={}), shop)
+
+
+def test_the_evidence_against_chance_is_reported(results: dict[str, Any], model: Recommender) -> None:
+    assert results["training"]["quality"] == model.training["quality"]
+    assert results["training"]["quality"]["num_users"] == 7
+
+
 def test_a_model_that_knows_the_judged_time_is_refused(shop: Dataset, tiny: Config) -> None:
     """Nobody of the judged people, but what others did after the cut: next month's fashion."""
     split = temporal_split(shop, str(tiny.evaluation.cut))

@@ -19,11 +19,13 @@ from palate.cli.common import (
     find_model,
     home,
 )
+from palate.cli.outputs import check_files, check_folder, check_model_folder, check_report_folder
 from palate.config import Config, DataConfig, EvaluationConfig, read_config
 from palate.data.dataset import Dataset
 from palate.data.files import write_atomically
-from palate.errors import ConfigError, DataError
+from palate.errors import ConfigError, DataError, ModelError, PalateError
 from palate.evaluation.report import few_shot_table, headline, write_report
+from palate.evaluation.run import check_evaluation
 from palate.progress import Reporter
 from palate.recommend import Recommendation
 from palate.threads import keep_to_one_thread
@@ -58,6 +60,8 @@ def demo(
     results = _train_and_judge(config, None, _model_folder("online-retail"), out, workers, as_json)
     if as_json:
         print(json.dumps(results))
+    _refuse_worse_than_chance(results)
+    if as_json:
         return
     console = Console()
     for customer in results["customers"]:
@@ -82,12 +86,16 @@ def train(
 
     With evaluation.cut set, it learns from the events before the cut alone and is judged on the people after it;
     without, it learns from everything.
+
+    What can be refused is refused before the training, and the model is saved before it is judged. One that is shown to
+    rank worse than chance on people held out is saved too, does not become the current one, and gives exit code 2.
     """
     settings = read_config(config)
     folder = out or _model_folder(config.stem)
     results = _train_and_judge(settings, config.parent, folder, report, workers, as_json, resume)
     if as_json:
         print(json.dumps(results))
+    _refuse_worse_than_chance(results)
 
 
 @command("evaluate")
@@ -101,6 +109,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Judge a model on people that it has never seen: the few-shot curve, with intervals, beside the baselines."""
+    check_report_folder(out, "--out")
     recommender = find_model(model)
     source = read_config(config).data if config else recommender.config.data
     reporter = _reporter(as_json)
@@ -184,7 +193,11 @@ def _train_and_judge(
     as_json: bool,
     checkpoints: Path | None = None,
 ) -> dict[str, Any]:
-    """Train; judge where the config sets a cut; only then save the model and write the report."""
+    """Check all that can be checked; train; save the model; judge it where the config sets a cut, and report."""
+    check_model_folder(folder, "the model folder")
+    check_report_folder(out, "the folder of the report")
+    check_folder(checkpoints, "--resume")
+    check_files([home() / "current"], "$PALATE_HOME")
     reporter = _reporter(as_json)
     if base is not None:
         config = replace(config, data=_absolute(config.data, base))
@@ -195,6 +208,7 @@ def _train_and_judge(
         with reporter.stage("split") as stage:
             split = palate.temporal_split(dataset, cut)
             learned = replace(dataset, interactions=split.train)
+            check_evaluation(learned, split, config)
             stage.done(
                 f"{len(split.train_users):,} people before {split.cut}, "
                 f"{split.cold_user_events['user_id'].n_unique():,} cold users and {len(split.cold_items):,} cold "
@@ -203,16 +217,39 @@ def _train_and_judge(
     recommender = palate.train(
         learned, config, reporter=reporter, checkpoints=checkpoints, workers=workers or os.cpu_count() or 1
     )
-    results: dict[str, Any] = {}
-    if cut is not None:
-        results = palate.evaluate(recommender, dataset, reporter=reporter)
+    quality = recommender.training.get("quality")
     with reporter.stage("save") as stage:
         recommender.save(folder)
-        write_atomically(home() / "current", str(folder.resolve()).encode())
+        if not _is_worse_than_chance(quality):
+            write_atomically(home() / "current", str(folder.resolve()).encode())
         stage.done(f"model {recommender.model_id} in {folder}")
-    if results:
-        _show(results, out, as_json)
-    return results | {"model": {"folder": str(folder), "model_id": recommender.model_id}}
+    results: dict[str, Any] = {}
+    if cut is not None:
+        try:
+            results = palate.evaluate(recommender, dataset, reporter=reporter)
+            _show(results, out, as_json)
+        except PalateError as error:
+            raise type(error)(f"{error} (the model was trained and is saved in {folder})") from None
+    about = {"folder": str(folder), "model_id": recommender.model_id, "quality": quality}
+    return results | {"model": about}
+
+
+def _is_worse_than_chance(quality: Any) -> bool:
+    return quality is not None and quality["verdict"] == "worse"
+
+
+def _refuse_worse_than_chance(results: dict[str, Any]) -> None:
+    """End with exit code 2 where there is evidence that the model is broken; it is saved all the same.
+
+    Raises:
+        ModelError: there is.
+    """
+    folder, quality = results["model"]["folder"], results["model"]["quality"]
+    if _is_worse_than_chance(quality):
+        raise ModelError(
+            f"{folder}: the model is saved here but is not the current one: on people held out {quality['text']}; "
+            "check the data and the settings, or use it anyway with --model"
+        )
 
 
 def _open(source: DataConfig, base: Path | None, reporter: Reporter) -> Dataset:

@@ -60,22 +60,34 @@ def newcomers_after(split: Split, users: pl.DataFrame, model: Recommender, confi
     names = [column.name for column in model.profile_encoder.columns]
     require_columns(users, names, source="profiles")
     trained = Vocabulary(model.vocabulary.ids[: model.num_trained])
-    events = split.cold_user_events.filter(pl.col("item_id").is_in(list(trained.ids)))
-    # Only choices: what a person refuses later than the support is neither known nor a target.
-    events = events.filter(~pl.col("event_type").is_in(list(model.config.negative_events)))
-    histories = {
-        user: history
-        for user, history in build_histories(events, trained, model.config.negative_events).items()
-        if len(history.items) >= config.min_items
-    }
-    if not histories:
-        raise DataError(
-            f"evaluation: no cold user has {config.min_items} distinct items; lower evaluation.min_items or cut earlier"
-        )
+    histories = cold_histories(split, trained, model.config.negative_events, config)
     rows = pl.DataFrame({"user_id": list(histories)}).join(users, on="user_id", how="left", maintain_order="left")
     profiles = [model.encode_profile(row) for row in rows.select(names).iter_rows(named=True)] if names else []
     stacked = torch.stack(profiles) if profiles else torch.zeros(len(histories), 0)
     return Newcomers(tuple(histories), tuple(histories.values()), stacked)
+
+
+def cold_histories(
+    split: Split, trained: Vocabulary, negative_events: Sequence[str], config: EvaluationConfig
+) -> dict[str, History]:
+    """The histories of the cold users with enough distinct items that training knows; no model is needed to say.
+
+    Raises:
+        DataError: there is none.
+    """
+    events = split.cold_user_events.filter(pl.col("item_id").is_in(list(trained.ids)))
+    # Only choices: what a person refuses later than the support is neither known nor a target.
+    events = events.filter(~pl.col("event_type").is_in(list(negative_events)))
+    found = build_histories(events, trained, negative_events)
+    histories = {user: history for user, history in found.items() if len(history.items) >= config.min_items}
+    if not histories:
+        most = max((len(history.items) for history in found.values()), default=0)
+        raise DataError(
+            f"evaluation: no cold user has {config.min_items} distinct items that training knows (the most is {most}, "
+            f"of {len(found):,} people first seen at or after {split.cut}); lower evaluation.min_items or move "
+            "evaluation.cut"
+        )
+    return histories
 
 
 def palate_models(model: Recommender, people: Newcomers) -> list[Judged]:

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from palate.config import Config
 from palate.data.dataset import Dataset
 from palate.data.episodes import History
 from palate.data.splitting import Split, default_cut, temporal_split
@@ -18,12 +19,14 @@ from palate.errors import DataError
 from palate.evaluation.few_shot import (
     Judged,
     Newcomers,
+    cold_histories,
     few_shot_curve,
     fit_baselines,
     newcomers_after,
     palate_models,
 )
 from palate.evaluation.warm import evaluate_warm
+from palate.pipeline import check_newcomers, index_events, newcomers_of
 from palate.progress import Reporter
 from palate.recommend.recommender import Recommender
 from palate.threads import one_thread
@@ -97,6 +100,20 @@ def evaluate(
             "torch": torch.__version__,
         },
     }
+
+
+def check_evaluation(learned: Dataset, split: Split, config: Config) -> None:
+    """See on the data alone that a model of `learned`, the events before the cut, can be judged after it.
+
+    What a training itself asks for is checked as well, so that nothing is computed for an evaluation that cannot be.
+
+    Raises:
+        DataError: nobody would be left to judge, or too little to train on.
+        ConfigError: settings under which no episode can be made.
+    """
+    indexed = index_events(learned, config)
+    check_newcomers(newcomers_of(indexed.histories, config)[1], config)
+    cold_histories(split, indexed.vocabulary, config.negative_events, config.evaluation)
 
 
 def evaluate_cold_items(model: Recommender, dataset: Dataset, split: Split, people: Newcomers) -> dict[str, Any] | None:
@@ -197,6 +214,11 @@ def _refuse_leaks(model: Recommender, split: Split) -> None:
         raise DataError(
             f"the model was trained on {len(known):,} of the people it would be judged on (first: {known[0]!r}); "
             f"train it on the events before {split.cut} (evaluation.cut)"
+        )
+    if not model.users:
+        raise DataError(
+            "the model folder holds no people, as those of a service do, so it cannot be said whom it was trained on; "
+            "evaluate the folder that `palate train` wrote"
         )
     last = max(float(history.times[-1]) for history in model.users.values())
     if last >= (split.cut - datetime(1970, 1, 1)).total_seconds():
