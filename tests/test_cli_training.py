@@ -13,6 +13,7 @@ from palate.cli import app
 from palate.errors import NumericalError
 from palate.meta.quality import Quality
 from palate.recommend import Recommender
+from palate.store import Store
 
 SETTINGS = """
 num_members = 1
@@ -189,3 +190,43 @@ def test_pure_noise_trains(shop: Shop, seed: int) -> None:
     result = shop.train(settings=f"seed = {seed}\n" + SETTINGS)
     assert result.exit_code == 0, result.output
     assert Recommender.load(shop.folder / "model").training["quality"]["verdict"] == "inconclusive"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("evaluate", "--out", "a-file"), "a-file"),
+        (("events", "events.csv", "--out", "a-file"), "a-file"),
+        (("pretrain", "events", "--out", "a-file"), "a-file"),
+        (("bench", "meta", "--out", "a-file"), "a-file"),
+        (("bench", "meta", "--page", "a-folder"), "a-folder"),
+        (("bench", "sequence", "--out", "a-file"), "a-file"),
+        (("bench", "sequence", "--page", "a-folder"), "a-folder"),
+        (("bench", "cold", "--out", "a-file"), "a-file"),
+        (("backup", "a-folder"), "a-folder"),
+        (("backup", "a-file/shop.tar"), "a-file"),
+    ],
+)
+def test_every_command_probes_what_it_will_write(shop: Shop, command: tuple[str, ...], says: str) -> None:
+    (shop.folder / "a-file").write_text("mine")
+    (shop.folder / "a-folder").mkdir()
+    result = CliRunner().invoke(app, [*command])
+    assert_refused(result, says, "is a f")
+    assert (shop.folder / "a-file").read_text() == "mine"
+
+
+def test_a_retraining_probes_the_home(shop: Shop) -> None:
+    service = shop.home / "service"
+    service.mkdir(parents=True)
+    Store.open(f"sqlite:///{service / 'palate.db'}").close()
+    (service / "work").write_text("")
+    assert_refused(CliRunner().invoke(app, ["retrain"]), "--home", "work", "is a file")
+
+
+@pytest.mark.parametrize("command", ["meta", "sequence"])
+def test_a_missing_data_set_is_found_before_the_first_run(
+    shop: Shop, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = {"meta": "run_protocol", "sequence": "run_sequential"}[command]
+    monkeypatch.setattr(f"palate.cli.benchmarks.{name}", lambda *_, **__: pytest.fail("a run has begun"))
+    assert_refused(CliRunner().invoke(app, ["bench", command, "--data", "nowhere"]), "nowhere")

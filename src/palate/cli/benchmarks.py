@@ -12,10 +12,11 @@ from palate.cli.common import (
     bench,
     command,
 )
+from palate.cli.outputs import check_files, check_folder
 from palate.data.files import write_atomically
 from palate.evaluation.protocols.present import protocol_page, protocol_tables, write_protocol_report
 from palate.evaluation.protocols.run import run_protocol
-from palate.evaluation.protocols.table import PROTOCOLS
+from palate.evaluation.protocols.table import PROTOCOLS, find_protocol
 from palate.evaluation.sequential.cold_run import ColdConfig, run_cold
 from palate.evaluation.sequential.data import SEQUENCE_DATA, open_sequences
 from palate.evaluation.sequential.present import cold_table, sequential_page, sequential_table
@@ -36,6 +37,12 @@ def bench_meta(
 
     Trains on one thread; melu takes about 25 minutes, lastfm five.
     """
+    names = list(PROTOCOLS) if protocol == "all" else [protocol]
+    check_files([out / f"{name}.{form}" for name in names for form in ("json", "html")], "--out")
+    check_files([] if page is None else [page], "--page")
+    if len(names) > 1:  # a data set that is not there is found before the first protocol, not after it
+        for name in names:
+            find_protocol(name).open(data, 1)
     chosen = None if learners is None else [name for name in learners.split(",") if name]
     told = Console(stderr=True, quiet=as_json, highlight=False)
 
@@ -43,7 +50,7 @@ def bench_meta(
         told.print(line, style="dim", soft_wrap=True)
 
     runs = []
-    for name in PROTOCOLS if protocol == "all" else [protocol]:
+    for name in names:
         results = run_protocol(name, data, num_draws=draws, learners=chosen, say=say)
         write_atomically(out / f"{name}.json", json.dumps(results, indent=1).encode())
         write_protocol_report(results, out / f"{name}.html")
@@ -76,6 +83,12 @@ def bench_sequence(
 
     Palate on ml-1m takes about an hour of one core for each seed, the others less; a run that is stopped goes on.
     """
+    names = list(SEQUENCE_DATA) if dataset == "all" else [dataset]
+    check_folder(out, "--out")
+    check_files([] if page is None else [page], "--page")
+    if len(names) > 1:
+        for name in names:
+            open_sequences(name, data)
     chosen = None if models is None else [name.strip() for name in models.split(";") if name.strip()]
     told = Console(stderr=True, quiet=as_json, highlight=False)
 
@@ -83,7 +96,7 @@ def bench_sequence(
         told.print(line, style="dim", soft_wrap=True)
 
     runs = []
-    for name in SEQUENCE_DATA if dataset == "all" else [dataset]:
+    for name in names:
         runs.append(run_sequential(name, data, out, models=chosen, num_seeds=seeds, workers=workers, say=say))
         if not as_json:
             Console().print(sequential_table(runs[-1]))
@@ -107,6 +120,7 @@ def bench_cold(
 
     Takes about a quarter of an hour of one core on ml-1m; a run that is stopped goes on.
     """
+    check_files([out / f"{dataset}-cold-{seed}.json"], "--out")
     told = Console(stderr=True, quiet=as_json, highlight=False)
     found = run_cold(
         open_sequences(dataset, data),

@@ -20,6 +20,7 @@ from palate.cli.common import (
     JsonOption,
     command,
 )
+from palate.cli.outputs import check_folder
 from palate.data.log import require_columns, validate_interactions, validate_items
 from palate.data.tables import csv_table, parquet_table
 from palate.encoders.text import TextConfig, encode_texts
@@ -106,6 +107,7 @@ def events(
     as_json: JsonOption = False,
 ) -> None:
     """Write events as flat columns that training maps into memory, with the items' texts encoded."""
+    check_folder(out, "--out")
     interactions = validate_interactions(_read_table(log), source=str(log))
     content = None
     if items is None and text is not None:
@@ -145,6 +147,7 @@ def pretrain_model(
     as_json: JsonOption = False,
 ) -> None:
     """Pre-train the large model on a folder of events; a run that was stopped goes on where it was."""
+    check_folder(out, "--out")
     chosen = PretrainConfig() if config is None else read_pretrain_config(config)
     if size is not None:
         shape, model = find_size(size), chosen.model

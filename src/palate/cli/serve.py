@@ -13,6 +13,7 @@ from rich.console import Console
 
 from palate.cli.common import JsonOption, ModelOption, WorkersOption, app, command, find_model
 from palate.cli.common import home as default_home
+from palate.cli.outputs import check_files, check_folder
 from palate.client import Client, Event
 from palate.config import DataConfig, read_config
 from palate.service.home import Home
@@ -120,6 +121,8 @@ def retrain_model(
     """
     place = _home(home)
     opened = Store.open(store or place.database, create=False)
+    for folder in (place.work, place.models):
+        check_folder(folder, "--home")
     try:
         outcome = retrain(
             opened,
@@ -141,6 +144,7 @@ def backup(
     as_json: JsonOption = False,
 ) -> None:
     """Copy the store and its models into one file, while the service runs."""
+    check_files([file], "the backup")
     place = _home(home)
     opened = Store.open(store or place.database, create=False)
     try:

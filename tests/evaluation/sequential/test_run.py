@@ -145,6 +145,20 @@ def test_what_was_judged_is_read_as_it_was_written(folder: Path, tmp_path: Path)
         read_judged(out, "toys")
 
 
+def test_what_was_judged_on_other_data_is_refused_before_a_model_is_trained(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run_sequential("toys", folder, out, models=["popularity"])
+    (judged,) = read_judged(out, "toys")
+    write_judged(replace(judged, test="0" * 16), out)
+    with monkeypatch.context() as patch:
+        patch.setattr("palate.evaluation.sequential.run._judge_job", lambda *_: pytest.fail("a model is trained"))
+        with pytest.raises(DataError, match="was judged on other data"):
+            run_sequential("toys", folder, out, models=["Markov chain"])
+    run_sequential("toys", folder, out, models=["popularity"])  # takes the place of the other
+
+
 def test_the_fingerprint_changes_with_every_part(folder: Path) -> None:
     held = leave_one_out(open_sequences("toys", folder).log).test
     other = held.targets.copy()

@@ -61,6 +61,9 @@ def run_sequential(
         raise ConfigError(f"the number of seeds is {num_seeds}; expected at least 1")
     jobs = [(label, seed) for label, entry in chosen.items() for seed in range(num_seeds if entry.by_chance else 1)]
     data = open_sequences(name, folder)
+    test = fingerprint(leave_one_out(data.log).test)
+    stays = [row for row in read_judged(out, name) if not any(_is_replaced(row, *job) for job in jobs)]
+    _refuse_other_data(stays, test, out / name, folder)
     if min(workers, len(jobs)) > 1:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
@@ -77,9 +80,18 @@ def run_sequential(
     found = read_judged(out, name)
     if not found:
         raise ConfigError(f"models: none is named and {out / name} holds none; name at least one")
-    if found[0].test != fingerprint(leave_one_out(data.log).test):
-        raise DataError(f"{out / name}: was judged on other data than {folder}; judge again or name another folder")
+    _refuse_other_data(found, test, out / name, folder)
     return summarise(data, found)
+
+
+def _is_replaced(judged: Judged, label: str, seed: int) -> bool:
+    """Whether judging this model writes the file of `judged`, which may be a variant of it, anew."""
+    return judged.seed == seed and (judged.model == label or judged.model.startswith(f"{label}, "))
+
+
+def _refuse_other_data(found: Sequence[Judged], test: str, where: Path, folder: Path) -> None:
+    if any(judged.test != test for judged in found):
+        raise DataError(f"{where}: was judged on other data than {folder}; remove it or name another folder with --out")
 
 
 def _judge_job(
