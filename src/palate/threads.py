@@ -1,9 +1,9 @@
 """How many threads computing takes: one, unless a caller says otherwise.
 
 PyTorch, NumPy and SciPy each keep a pool of threads of their own. Between small products its idle threads spin, which
-takes the core from whoever could use it: beside two busy processes the baselines of `palate demo` took minutes instead
-of seconds (LOG.md). Sums that threads share are also not the same from run to run. What is to use several cores starts
-several processes.
+takes the core from whoever could use it: beside other jobs the baselines of `palate demo` took 26 minutes, and with one
+thread 100 seconds of the CPU (LOG.md). Sums that threads share are also not the same from run to run. What is to use
+several cores starts several processes.
 """
 
 from collections.abc import Iterator
