@@ -138,7 +138,8 @@ class TestFeatures:
     def test_an_item_without_events_lands_near_one_of_the_same_content(self) -> None:
         features, content, vectors, space = self.fit()
         new = space.new_items(content[[2, 15]], vectors[[2, 15]])
-        assert torch.equal(new[:, 8:], features[[2, 15], 8:])
+        # Products of two rows and of all of them are summed in another order on some processors.
+        torch.testing.assert_close(new[:, 8:], features[[2, 15], 8:], rtol=1e-5, atol=1e-6)
         similar = torch.nn.functional.cosine_similarity(new[:, None, :8], features[None, :, :8], dim=-1)
         own = (torch.arange(20) >= 10)[None, :] == torch.tensor([[False], [True]])
         assert similar[own].min() > 0.5
