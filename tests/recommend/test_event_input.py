@@ -37,19 +37,35 @@ def profile_of(dataset: Dataset, user: str) -> dict[str, object]:
 def test_a_known_id_gives_the_list_of_that_persons_events_and_profile(model: Recommender, early_shop: Dataset) -> None:
     for user in ("user-000", "user-001", "user-008"):
         events, profile = events_of(early_shop, user), profile_of(early_shop, user)
-        assert model.recommend(user) == model.recommend(events, profile=profile, returning=True)
+        assert model.recommend(user) == model.recommend(events, profile=profile)
 
 
 def test_a_person_who_comes_back_gets_another_list_than_one_who_goes_on(
     model: Recommender, early_shop: Dataset
 ) -> None:
+    """Whoever asks, and however the person is named: it is the time of the request that decides."""
+    visits = replace(model, config=replace(model.config, model=replace(model.config.model, visit_gap=12.0)))
     events, profile = events_of(early_shop, "user-003"), profile_of(early_shop, "user-003")
+    # Of people in training a model keeps the first choice of each item, so that a repeat is no visit.
+    kept = datetime.fromtimestamp(model.users["user-003"].times.max(), UTC).replace(tzinfo=None)
+    newest = events["timestamp"].max()
+    assert isinstance(newest, datetime)
     on, back = (model.recommend(events, 5, profile=profile, returning=value) for value in (False, True))
-    assert on == model.recommend(events, 5, profile=profile)
-    assert back == model.recommend("user-003", 5)
     assert [row.score for row in on] != [row.score for row in back]
-    assert on == model.recommend("user-003", 5, returning=False)
-    assert model.recommend([], 5, returning=True) == model.recommend([], 5)
+    for asked, last in (("user-003", kept), (events, newest)):
+        told = None if isinstance(asked, str) else profile
+        assert model.recommend(asked, 5, profile=told) == on, "this model does not tell visits apart"
+        assert visits.recommend(asked, 5, profile=told) == back, "years ago"
+        for hours, expected in ((0, on), (12, on), (12.001, back)):
+            moment = last + timedelta(hours=hours)
+            assert visits.recommend(asked, 5, profile=told, at=moment) == expected
+            assert visits.recommend(asked, 5, profile=told, at=moment.isoformat()) == expected
+        assert visits.recommend(asked, 5, profile=told, returning=False) == on
+    undated = events.drop("timestamp")
+    assert visits.recommend(undated, 5, profile=profile, at="2100-01-01") == on, "nobody knows when that was"
+    assert visits.recommend([], 5, returning=True) == visits.recommend([], 5)
+    with pytest.raises(DataError, match="at: cannot read 'soon' as a time"):
+        visits.recommend(ITEMS, at="soon")
 
 
 def test_a_list_of_ids_is_a_table_of_events_seconds_apart(model: Recommender) -> None:
@@ -93,7 +109,7 @@ def test_a_profile_changes_the_first_list(model: Recommender) -> None:
 
 
 def test_a_profile_given_with_a_known_id_stands_in_for_the_saved_one(model: Recommender, early_shop: Dataset) -> None:
-    expected = model.recommend(events_of(early_shop, "user-000"), profile={"country": "Italy"}, returning=True)
+    expected = model.recommend(events_of(early_shop, "user-000"), profile={"country": "Italy"})
     assert model.recommend("user-000", profile={"country": "Italy"}) == expected
     assert model.recommend("user-000") != expected
 
@@ -191,17 +207,21 @@ USERS = {"ann": History(np.array([1, 2]), np.array([5.0, 6.0]), np.array([3]))}
 
 
 def read(events: EventInput) -> tuple[list[int], list[float], list[int]]:
-    history = read_history(events, USERS, VOCABULARY, ("cancel",))
+    history, _ = read_history(events, USERS, VOCABULARY, ("cancel",))
     return history.items.tolist(), history.times.tolist(), history.refused.tolist()
 
 
 def test_read_history_without_a_model() -> None:
-    assert read_history("ann", USERS, VOCABULARY, ()) is USERS["ann"]
+    assert read_history("ann", USERS, VOCABULARY, ()) == (USERS["ann"], 6.0)
+    assert read_history([], USERS, VOCABULARY, ())[1] is read_history(["a"], USERS, VOCABULARY, ())[1] is None
     assert read([]) == read(pl.DataFrame()) == ([], [], [])
     assert read(["c", "a", "c"]) == read(("c", "a")) == ([2, 0], [0.0, 0.0], [])
     assert read(pl.DataFrame({"item_id": ["c", "a"]})) == ([2, 0], [0.0, 1.0], [])
     table = {"item_id": ["c", "a", "b"], "event_type": ["buy", "cancel", "buy"], "timestamp": [30, 10, 20]}
     assert read(pl.DataFrame(table).with_columns(pl.from_epoch("timestamp"))) == ([1, 2], [20.0, 30.0], [0])
+    assert read_history(pl.DataFrame(table).drop("timestamp"), USERS, VOCABULARY, ("cancel",))[1] is None
+    dated = pl.DataFrame(table).with_columns(pl.from_epoch("timestamp"))
+    assert read_history(dated, USERS, VOCABULARY, ("cancel",))[1] == 30.0
     for unknown, said in (("bob", "user 'bob' is not among the 1 people"), (["a", "z"], "events: row 2")):
         with pytest.raises(DataError, match=said):
             read(unknown)

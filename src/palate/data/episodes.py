@@ -37,6 +37,17 @@ class History(NamedTuple):
         return History(self.items[start:], self.times[start:], self.refused, self.returning)
 
 
+def is_another_visit(last: float | None, at: float, gap: float) -> bool:
+    """Whether a list is for another visit than that of the last event.
+
+    Args:
+        last: when the last event was, in seconds since 1970-01-01; None: there is none, or nobody knows when.
+        at: when the list is asked for.
+        gap: hours after which a visit is over; 0: visits are not told apart.
+    """
+    return gap > 0 and last is not None and at - last > 3600.0 * gap
+
+
 EMPTY_HISTORY = History(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
 
 

@@ -16,8 +16,8 @@ EventInput = str | pl.DataFrame | Sequence[str]
 
 def read_history(
     events: EventInput, users: Mapping[str, History], vocabulary: Vocabulary, negative_events: Sequence[str]
-) -> History:
-    """Read a person's events.
+) -> tuple[History, float | None]:
+    """Read a person's events; return them, and when the last one was (None: nobody says).
 
     Args:
         events: what the caller has.
@@ -33,22 +33,26 @@ def read_history(
             raise DataError(
                 f"user {events!r} is not among the {len(users):,} people in training; pass their events instead"
             )
-        return users[events]
+        history = users[events]
+        return history, float(history.times.max()) if len(history.times) else None
     if isinstance(events, pl.DataFrame):
         return _read_table(events, vocabulary, negative_events)
     chosen = dict.fromkeys(_numbers(events, vocabulary))
     # Without times the order is all that is known: one session, in this order.
-    return History(np.fromiter(chosen, np.int64, len(chosen)), np.zeros(len(chosen)), np.zeros(0, np.int64))
+    return History(np.fromiter(chosen, np.int64, len(chosen)), np.zeros(len(chosen)), np.zeros(0, np.int64)), None
 
 
-def _read_table(events: pl.DataFrame, vocabulary: Vocabulary, negative_events: Sequence[str]) -> History:
+def _read_table(
+    events: pl.DataFrame, vocabulary: Vocabulary, negative_events: Sequence[str]
+) -> tuple[History, float | None]:
     if events.is_empty():
-        return EMPTY_HISTORY
+        return EMPTY_HISTORY, None
     require_columns(events, ("item_id",), source="events")
     owner = events.get_column("user_id", default=None)
     if owner is None or (owner.dtype == pl.String and (owner == "").all()):
         events = events.with_columns(user_id=pl.lit("anonymous"))
-    if "timestamp" not in events.columns:  # the rows are in order then, and nothing is known of the gaps
+    timed = "timestamp" in events.columns
+    if not timed:  # the rows are in order then, and nothing is known of the gaps
         seconds = pl.duration(seconds=pl.int_range(pl.len()))
         events = events.with_columns(timestamp=pl.datetime(1970, 1, 1) + seconds)
     log = validate_interactions(events, source="events")
@@ -59,7 +63,9 @@ def _read_table(events: pl.DataFrame, vocabulary: Vocabulary, negative_events: S
             "pass the events of one person"
         )
     _numbers(read_ids(events["item_id"], source="events").to_list(), vocabulary)
-    return build_histories(log, vocabulary, negative_events)[people[0]]
+    last = log["timestamp"].dt.epoch("us").max()
+    assert isinstance(last, int), "a log that is valid has times"
+    return build_histories(log, vocabulary, negative_events)[people[0]], last / 1e6 if timed else None
 
 
 def _numbers(item_ids: Sequence[str], vocabulary: Vocabulary) -> list[int]:

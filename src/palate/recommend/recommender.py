@@ -21,7 +21,8 @@ from torch import Tensor
 from palate.backbone.ensemble import Ensemble
 from palate.config import Config
 from palate.data.catalog import Catalog
-from palate.data.episodes import History
+from palate.data.episodes import History, is_another_visit
+from palate.data.times import parse_time
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeEncoder
 from palate.meta.head import Items, metric, search_query, search_rows
@@ -123,25 +124,32 @@ class Recommender:
         return self.item_table.num_trained
 
     def adapt(
-        self, events: EventInput, *, profile: Mapping[str, object] | None = None, returning: bool | None = None
+        self,
+        events: EventInput,
+        *,
+        profile: Mapping[str, object] | None = None,
+        at: datetime | str | None = None,
+        returning: bool | None = None,
     ) -> State:
         """Compute a person's fast weights from their events; the shared weights stay as they are.
 
         `events` is the id of a person in training, a table of events (one person's, `item_id` at least), or item ids
         from the oldest to the newest (none: a person without history). `profile` gives attributes by name, for
-        people who are not in training. `returning` says whether the list is for another visit than that of the last
-        event: by default it is for a person in training, while given events go on.
+        people who are not in training. `at` is when the list is asked for (naive UTC; by default now): where the last
+        event is longer ago than `model.visit_gap`, it is for another visit. Events without times go on. `returning`
+        says it outright.
 
         Raises:
             DataError: an unknown person or item, a malformed table, or events of several people.
             ConfigError: a profile attribute that the model does not know.
         """
-        history = read_history(events, self.users, self.vocabulary, self.config.negative_events)
+        history, last = read_history(events, self.users, self.vocabulary, self.config.negative_events)
         features = (
             self.profiles[events] if isinstance(events, str) and profile is None else self.encode_profile(profile)
         )
         if returning is None:
-            returning = isinstance(events, str)
+            moment = datetime.now(UTC) if at is None else parse_time(at, what="at").replace(tzinfo=UTC)
+            returning = is_another_visit(last, moment.timestamp(), self.config.model.visit_gap)
         return self.adapt_to(history._replace(returning=returning and len(history.items) > 0), features)
 
     def adapt_to(self, history: History, profile: Float[Tensor, "profile"]) -> State:
@@ -157,6 +165,7 @@ class Recommender:
         k: int = 10,
         *,
         profile: Mapping[str, object] | None = None,
+        at: datetime | str | None = None,
         returning: bool | None = None,
         exclude: Collection[str] = (),
         include_seen: bool = False,
@@ -164,15 +173,16 @@ class Recommender:
     ) -> list[Recommendation]:
         """List the `k` best items for a person, best first; fewer where the filters leave fewer.
 
-        `events`, `profile` and `returning` as in `adapt`, or `events` is a `State`. Items that the person has chosen
-        or refused are left out unless `include_seen`; `exclude` leaves out more, `candidates` leaves in no others.
+        `events`, `profile`, `at` and `returning` as in `adapt`, or `events` is a `State`. Items that the person has
+        chosen or refused are left out unless `include_seen`; `exclude` leaves out more, `candidates` leaves in no
+        others.
 
         Raises:
             DataError: as `adapt`, or an unknown id in a filter.
             ConfigError: k is below 1.
             ModelError: the state was made by another model, or knows items added that this one lacks.
         """
-        state = events if isinstance(events, State) else self.adapt(events, profile=profile, returning=returning)
+        state = events if isinstance(events, State) else self.adapt(events, profile=profile, at=at, returning=returning)
         state.check(self.model_id, len(self.vocabulary))
         excluded = self.vocabulary.index(list(exclude))
         if not include_seen:

@@ -10,7 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from palate.data.episodes import History
+from palate.data.episodes import History, is_another_visit
 from palate.data.growing_history import GrowingHistory
 
 
@@ -63,8 +63,7 @@ class Person:
 
     def returning(self, now: float, visit_gap: float) -> bool:
         """Whether a list at `now` is for another visit: the last event is over `visit_gap` hours ago (0: never)."""
-        last = self.done.last
-        return visit_gap > 0 and last is not None and now - last > 3600.0 * visit_gap
+        return is_another_visit(self.done.last, now, visit_gap)
 
     def history(self, number_of: Mapping[str, int], *, returning: bool = False) -> History:
         """The history in the numbers of a vocabulary; items that it lacks are left out."""
