@@ -347,6 +347,36 @@ def test_an_erased_person_is_a_stranger_at_once_and_in_no_file_soon(place: Place
             assert b"secret-person" not in file.read_bytes(), file
 
 
+@pytest.mark.parametrize("flushed", ["before the erasure is written", "in its transaction", "after it"])
+def test_a_list_that_waits_to_be_logged_is_not_logged_of_who_was_erased(place: Place, flushed: str) -> None:
+    """However the two meet on their way into the store."""
+
+    async def work(system: System) -> None:
+        await system.add_events([EventIn("secret-person", "toys-01")])
+        await system.recommend([ListRequest(user_id="secret-person")])
+        writer, gate = system._machine.writer, threading.Event()
+        held = writer.between(lambda: gate.wait(20))  # what is handed in meanwhile becomes one transaction
+        if flushed == "before the erasure is written":
+            system._log.flush()
+        erased = asyncio.ensure_future(system.erase("secret-person"))
+        await asyncio.sleep(0)
+        if flushed == "in its transaction":
+            system._log.flush()
+        gate.set()
+        await asyncio.wrap_future(held)
+        job = await erased
+        if flushed == "after it":
+            system._log.flush()
+        for _ in range(200):
+            if (await system.job(job.job_id)).status == "done":
+                break
+            await asyncio.sleep(0.05)
+        await asyncio.wrap_future(writer.submit(lambda connection: None))
+
+    place.run(work)
+    assert files_that_hold(place.home.folder, "secret-person") == []
+
+
 def test_what_is_known_of_a_person_can_be_asked(place: Place) -> None:
     async def work(system: System) -> None:
         await system.add_people([PersonIn("new", {"country": "Italy"})])

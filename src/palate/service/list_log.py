@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from sqlalchemy import Connection
+
 from palate.errors import StoreError
 from palate.service.asked import asked_of
 from palate.service.machine import Machine
@@ -21,16 +23,16 @@ class ListLog:
 
     def __init__(self, machine: Machine, monitors: Monitors, seconds: float) -> None:
         self._machine, self._monitors, self._seconds = machine, monitors, seconds
-        self._waiting: list[ShownList] = []
+        self._waiting: list[tuple[float, ShownList]] = []
         self._erased: dict[str, float] = {}
 
-    def add(self, made: Sequence[Made]) -> None:
-        """Take lists that are being answered."""
+    def add(self, made: Sequence[Made], asked: float) -> None:
+        """Take lists that are being answered, and when they were asked for."""
         now = time.time()
-        self._waiting += [_shown(one, now) for one in made]
+        self._waiting += [(asked, _shown(one, now)) for one in made]
 
     def forget(self, user_id: str) -> None:
-        """Log no list that was made for someone until now."""
+        """Log no list that was asked for until now for someone; call it on the writer's thread, after the erasure."""
         self._erased[user_id] = time.time()
 
     async def run(self) -> None:
@@ -42,16 +44,23 @@ class ListLog:
     def flush(self) -> None:
         """Hand what waits to the writer; lists that cannot be logged are counted."""
         waiting, self._waiting = self._waiting, []
-        lists = [one for one in waiting if one.at > self._erased.get(one.user_id or "", 0.0)]
-        self._erased = {user: at for user, at in self._erased.items() if at > time.time() - _FORGOTTEN}
-        if not lists:
+        for user_id in [user for user, at in list(self._erased.items()) if at < time.time() - _FORGOTTEN]:
+            self._erased.pop(user_id, None)  # in place: `forget` comes from another thread
+        if not waiting:
             return
+
+        def write(connection: Connection) -> None:
+            # Only here, on the writer's thread, is it known who was erased before: an erasure may have been written
+            # since the lists were handed over, or just now in the same transaction, which the store itself sees.
+            lists = [one for asked, one in waiting if asked > self._erased.get(one.user_id or "", 0.0)]
+            recommendations.add(connection, lists, self._machine.store.salt)
+
         try:
-            future = self._machine.writer.submit(lambda connection: recommendations.add(connection, lists))
+            future = self._machine.writer.submit(write)
         except (QueueFullError, StoreError):
-            self._monitors.lost(len(lists))
+            self._monitors.lost(len(waiting))
             return
-        future.add_done_callback(lambda done: self._monitors.lost(len(lists)) if done.exception() else None)
+        future.add_done_callback(lambda done: self._monitors.lost(len(waiting)) if done.exception() else None)
 
 
 def _shown(made: Made, now: float) -> ShownList:

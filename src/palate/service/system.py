@@ -262,12 +262,13 @@ class System:
 
     async def recommend(self, requests: Sequence[ListRequest]) -> Sequence[ListOut]:
         """Lists, in the order of the requests."""
+        asked = time.time()
         try:
-            made = await self._machine.in_turn(self.serving.lists, requests, time.time())
+            made = await self._machine.in_turn(self.serving.lists, requests, asked)
         except ListError as error:
             self.monitors.failed(str(error))
             raise
-        self._log.add(made)
+        self._log.add(made, asked)
         self.monitors.listed(made)
         return [one.list for one in made]
 

@@ -5,8 +5,6 @@ restore, so that people who were erased after a backup was made are erased from 
 is durable when its transaction commits; `finish` does the rest and may be repeated after a crash.
 """
 
-import hashlib
-import hmac
 import json
 import os
 import time
@@ -17,6 +15,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, delete, func, insert, select
 
 from palate.errors import StoreError
+from palate.store.digests import digest_of as digest_of
 from palate.store.file_search import holds
 from palate.store.schema import erasures, events, people, recommendations, states
 from palate.store.store import Store
@@ -32,11 +31,6 @@ class Erased(NamedTuple):
     at: float
     num_events: int
     num_lists: int
-
-
-def digest_of(salt: bytes, user_id: str) -> str:
-    """Return what is remembered of an erased id: HMAC-SHA256, in hexadecimal digits."""
-    return hmac.digest(salt, user_id.encode(), hashlib.sha256).hex()
 
 
 def erase(connection: Connection, salt: bytes, user_id: str, now: float) -> Erased | None:
