@@ -11,7 +11,7 @@ from palate.service.asked import asked_of
 from palate.service.machine import Machine
 from palate.service.monitors import Monitors
 from palate.service.serving import Made
-from palate.store import QueueFullError, recommendations
+from palate.store import QueueFullError, erasure, recommendations
 from palate.store.recommendations import ShownList
 
 _FORGOTTEN = 60.0
@@ -51,9 +51,11 @@ class ListLog:
 
         def write(connection: Connection) -> None:
             # Only here, on the writer's thread, is it known who was erased before: an erasure may have been written
-            # since the lists were handed over, or just now in the same transaction, which the store itself sees.
-            lists = [one for asked, one in waiting if asked > self._erased.get(one.user_id or "", 0.0)]
-            recommendations.add(connection, lists, self._machine.store.salt)
+            # since the lists were handed over (`forget` has been called), or just now in the same transaction.
+            users = {shown.user_id for _, shown in waiting if shown.user_id is not None}
+            erased = erasure.last_erasures(connection, self._machine.store.salt, users) | self._erased
+            lists = [shown for asked, shown in waiting if asked > erased.get(shown.user_id or "", 0.0)]
+            recommendations.add(connection, lists)
 
         try:
             future = self._machine.writer.submit(write)

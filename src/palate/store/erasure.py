@@ -5,6 +5,8 @@ restore, so that people who were erased after a backup was made are erased from 
 is durable when its transaction commits; `finish` does the rest and may be repeated after a crash.
 """
 
+import hashlib
+import hmac
 import json
 import os
 import time
@@ -15,7 +17,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, delete, func, insert, select
 
 from palate.errors import StoreError
-from palate.store.digests import digest_of as digest_of
+from palate.store.append import APPENDERS
 from palate.store.file_search import holds
 from palate.store.schema import erasures, events, people, recommendations, states
 from palate.store.store import Store
@@ -31,6 +33,11 @@ class Erased(NamedTuple):
     at: float
     num_events: int
     num_lists: int
+
+
+def digest_of(salt: bytes, user_id: str) -> str:
+    """Return what is remembered of an erased id: HMAC-SHA256, in hexadecimal digits."""
+    return hmac.digest(salt, user_id.encode(), hashlib.sha256).hex()
 
 
 def erase(connection: Connection, salt: bytes, user_id: str, now: float) -> Erased | None:
@@ -53,6 +60,16 @@ def erase(connection: Connection, salt: bytes, user_id: str, now: float) -> Eras
     erased = Erased(digest_of(salt, user_id), now, num_events, num_lists)
     connection.execute(insert(erasures).values(digest=erased.digest, at=now))
     return erased
+
+
+def last_erasures(connection: Connection, salt: bytes, user_ids: Iterable[str]) -> dict[str, float]:
+    """Return when each of some people was last erased, as far as the connection sees; who never was is left out."""
+    digests = {digest_of(salt, user_id): user_id for user_id in user_ids}
+    query = select(erasures.c.digest, func.max(erasures.c.at)).group_by(erasures.c.digest)
+    appender = APPENDERS[connection.dialect.name]
+    query = query.where(appender.among(erasures.c.digest, "wanted"))
+    found = connection.execute(query, {"wanted": appender.pack([*digests])})
+    return {digests[digest]: at for digest, at in found}
 
 
 def count(connection: Connection) -> int:

@@ -23,7 +23,7 @@ def holds(file: Path, needles: Sequence[bytes]) -> bool:
     Raises:
         OSError: the file cannot be read, or no process can be started.
     """
-    # -I and -S: nothing but the standard library is read, so the process starts in some 20 ms.
+    # -I and -S: nothing but the standard library is read.
     command = [sys.executable, "-I", "-S", __file__, str(file)]
     asked = "\n".join(needle.hex() for needle in needles)
     done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)

@@ -3,11 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from palate.store.append import APPENDERS
-from palate.store.digests import digest_of
-from palate.store.schema import erasures, recommendations
+from palate.store.schema import recommendations
 
 
 class ShownList(NamedTuple):
@@ -35,23 +34,8 @@ class ShownList(NamedTuple):
 _LISTS = select(*(recommendations.c[name] for name in ShownList._fields))
 
 
-def add(connection: Connection, lists: Sequence[ShownList], salt: bytes | None = None) -> None:
-    """Log lists that are not logged yet, but for those of people who were erased after they were made.
-
-    An erasure may have come in between, in the same transaction even: only the store knows.
-
-    Args:
-        connection: in a transaction for writing.
-        lists: what was shown.
-        salt: `Store.salt`, under which erasures are remembered; None: nobody can have been erased.
-    """
-    if salt is not None:
-        digests = {one.user_id: digest_of(salt, one.user_id) for one in lists if one.user_id is not None}
-        appender = APPENDERS[connection.dialect.name]
-        query = select(erasures.c.digest, func.max(erasures.c.at)).group_by(erasures.c.digest)
-        query = query.where(appender.among(erasures.c.digest, "wanted"))
-        erased = {row[0]: row[1] for row in connection.execute(query, {"wanted": appender.pack([*digests.values()])})}
-        lists = [one for one in lists if one.user_id is None or one.at > erased.get(digests[one.user_id], 0.0)]
+def add(connection: Connection, lists: Sequence[ShownList]) -> None:
+    """Log lists that are not logged yet."""
     if lists:
         connection.execute(insert(recommendations), [shown._asdict() for shown in lists])
 
