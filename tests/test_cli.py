@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from palate.cli import app
 from palate.recommend import Recommender
+from tiny_settings import EVALUATION, TRAINING
 
 COMMANDS = [command.name for command in app.registered_commands]
 
@@ -177,28 +178,9 @@ def test_train_on_own_files_then_recommend_and_evaluate(shell: Shell, model: Rec
     shell.file("items.csv", "item_id,title\n" + "\n".join(catalogue) + "\n")
     config = shell.file(
         "palate.toml",
-        """
-        [data]
-        interactions = "events.csv"
-        items = "items.csv"
-        columns = { customer = "user_id" }
-        [model]
-        dim = 8
-        num_layers = 1
-        [training]
-        num_epochs = 1
-        [meta]
-        num_steps = 2
-        validate_every = 1
-        min_items = 6
-        min_query = 2
-        support_sizes = [0, 2]
-        [evaluation]
-        cut = "2024-02-01"
-        min_items = 6
-        support_sizes = [0, 2]
-        num_resamples = 50
-        """,
+        '[data]\ninteractions = "events.csv"\nitems = "items.csv"\ncolumns = { customer = "user_id" }'
+        + TRAINING
+        + EVALUATION,
     )
     result = shell.run("train", "--config", config, "--report", "out", "--json")
     assert result.exit_code == 0, result.output

@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from palate.backbone.ensemble import _start_worker
 from palate.threads import one_thread
+from tiny_settings import EVALUATION, TRAINING
 
 POOLS = """
 import json, faiss, numpy, scipy.linalg, torch
@@ -48,26 +49,7 @@ before = count()
 app(sys.argv[1:], standalone_mode=False)
 print(json.dumps([before, threads]))
 """
-SETTINGS = """
-[data]
-interactions = "events.csv"
-items = "items.csv"
-[model]
-dim = 8
-num_layers = 1
-[training]
-num_epochs = 1
-[meta]
-num_steps = 2
-min_items = 6
-min_query = 2
-support_sizes = [0, 2]
-[evaluation]
-cut = "2024-02-01"
-min_items = 6
-support_sizes = [0, 2]
-num_resamples = 50
-"""
+SETTINGS = '[data]\ninteractions = "events.csv"\nitems = "items.csv"' + TRAINING + EVALUATION
 
 
 def run(script: str, *arguments: str, folder: Path | None = None) -> str:

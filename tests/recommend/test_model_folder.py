@@ -181,7 +181,7 @@ def test_only_a_model_or_an_empty_folder_is_replaced(model: Recommender, tmp_pat
     (tmp_path / "letters" / "dear.txt").write_text("Dear")
     (tmp_path / "file").write_text("x")
     for name in ("letters", "file"):
-        with pytest.raises(ModelError, match="is no model folder; choose another name"):
+        with pytest.raises(ModelError, match="holds something else than a model"):
             model.save(tmp_path / name)
     with pytest.raises(ModelError, match="cannot be written"):
         model.save(tmp_path / "file" / "model")

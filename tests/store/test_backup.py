@@ -236,6 +236,7 @@ def test_a_backup_replaces_nothing_but_a_backup(store: Store, home: Path, event_
     for file, reason in (
         (home / "notes.txt", r"notes\.txt: is there and is no backup; name another file"),
         (home / "models", r"models: this is a folder; name a file"),
+        (home / "notes.txt" / "shop.tar", r"shop\.tar: the backup cannot be written"),
     ):
         with pytest.raises(StoreError, match=reason):
             back_up(store, home / "models", file, 5.0)

@@ -7,20 +7,18 @@ import tempfile
 from pathlib import Path
 
 from palate.errors import ConfigError
-from palate.recommend.signing import MANIFEST
+from palate.recommend.model_folder import check_replaceable
 
 
 def check_model_folder(folder: Path, option: str) -> None:
     """See that a model can be saved as a folder: a new one, an empty one, or one that holds a model.
 
     Raises:
-        ConfigError: it holds something else, is a file, or cannot be written.
+        ConfigError: it is a file, or cannot be written.
+        ModelError: it holds something else.
     """
     _check_folder(folder, option)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).exists():
-        raise ConfigError(
-            f"{option}: {folder} holds something else than a model (there is no {MANIFEST} in it); name a new folder"
-        )
+    check_replaceable(folder)
     # A model is written beside its folder and then takes its place, so that a folder is never half a model.
     _write_beside(folder.resolve(), option)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from palate.cli.common import JsonOption, ModelOption, WorkersOption, app, command, find_model
 from palate.cli.common import home as default_home
-from palate.cli.outputs import check_files, check_folder
+from palate.cli.outputs import check_folder
 from palate.client import Client, Event
 from palate.config import DataConfig, read_config
 from palate.service.home import Home
@@ -144,7 +144,6 @@ def backup(
     as_json: JsonOption = False,
 ) -> None:
     """Copy the store and its models into one file, while the service runs."""
-    check_files([file], "the backup")
     place = _home(home)
     opened = Store.open(store or place.database, create=False)
     try:

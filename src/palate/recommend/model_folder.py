@@ -18,6 +18,18 @@ from palate.recommend.bundle import FILES, FORMAT
 from palate.recommend.signing import MANIFEST, SIGNATURE, verify
 
 
+def check_replaceable(folder: Path) -> None:
+    """See that a model may take a folder's place: there is none yet, it is empty, or it holds a model.
+
+    Raises:
+        ModelError: it is a file, or holds something else.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).exists())):
+        raise ModelError(
+            f"{folder}: holds something else than a model (there is no {MANIFEST} in it); name a new folder"
+        )
+
+
 def write_folder(folder: Path, files: Mapping[str, bytes], signer: Ed25519PrivateKey | None = None) -> None:
     """Write a model folder; one that is there already is replaced only when the new one is complete.
 
@@ -29,8 +41,7 @@ def write_folder(folder: Path, files: Mapping[str, bytes], signer: Ed25519Privat
     Raises:
         ModelError: the folder cannot be written, or holds something else than a model.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).exists())):
-        raise ModelError(f"{folder}: exists and is no model folder; choose another name")
+    check_replaceable(folder)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     contents = {**files, MANIFEST: json.dumps({"format": FORMAT, "sha256": hashes}, indent=2).encode()}
     if signer is not None:

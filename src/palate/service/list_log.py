@@ -26,13 +26,13 @@ class ListLog:
         self._waiting: list[tuple[float, ShownList]] = []
         self._erased: dict[str, float] = {}
 
-    def add(self, made: Sequence[Made], asked: float) -> None:
-        """Take lists that are being answered, and when they were asked for."""
+    def add(self, made: Sequence[Made], requested_at: float) -> None:
+        """Take lists that are being answered, and when they were requested."""
         now = time.time()
-        self._waiting += [(asked, _shown(one, now)) for one in made]
+        self._waiting += [(requested_at, _shown(one, now)) for one in made]
 
     def forget(self, user_id: str) -> None:
-        """Log no list that was asked for until now for someone; call it on the writer's thread, after the erasure."""
+        """Log no list of someone that was requested until now; call it on the writer's thread, after the erasure."""
         self._erased[user_id] = time.time()
 
     async def run(self) -> None:
@@ -54,7 +54,7 @@ class ListLog:
             # since the lists were handed over (`forget` has been called), or just now in the same transaction.
             users = {shown.user_id for _, shown in waiting if shown.user_id is not None}
             erased = erasure.last_erasures(connection, self._machine.store.salt, users) | self._erased
-            lists = [shown for asked, shown in waiting if asked > erased.get(shown.user_id or "", 0.0)]
+            lists = [shown for at, shown in waiting if at > erased.get(shown.user_id or "", 0.0)]
             recommendations.add(connection, lists)
 
         try:

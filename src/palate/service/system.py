@@ -262,13 +262,13 @@ class System:
 
     async def recommend(self, requests: Sequence[ListRequest]) -> Sequence[ListOut]:
         """Lists, in the order of the requests."""
-        asked = time.time()
+        requested_at = time.time()
         try:
-            made = await self._machine.in_turn(self.serving.lists, requests, asked)
+            made = await self._machine.in_turn(self.serving.lists, requests, requested_at)
         except ListError as error:
             self.monitors.failed(str(error))
             raise
-        self._log.add(made, asked)
+        self._log.add(made, requested_at)
         self.monitors.listed(made)
         return [one.list for one in made]
 

@@ -12,6 +12,7 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -54,7 +55,8 @@ def back_up(store: Store, models: Path, file: Path, now: float) -> BackedUp:
     _refuse_another_file(file, store)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        with store.read() as connection, _open_new(temporary) as raw:
+        # Opened first: what fails inside of `read` is told as the store's own failure.
+        with _open_new(temporary) as raw, store.read() as connection:
             with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
                 hashes: dict[str, str] = {}
                 rows = {
@@ -78,7 +80,8 @@ def back_up(store: Store, models: Path, file: Path, now: float) -> BackedUp:
     except OSError as error:
         raise StoreError(f"{file}: the backup cannot be written ({error.strerror}); the store is as it was") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return BackedUp(rows, num_models, num_bytes)
 
 

@@ -25,12 +25,12 @@ def holds(file: Path, needles: Sequence[bytes]) -> bool:
     """
     # -I and -S: nothing but the standard library is read.
     command = [sys.executable, "-I", "-S", __file__, str(file)]
-    asked = "\n".join(needle.hex() for needle in needles)
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
+    lines = "\n".join(needle.hex() for needle in needles)
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
     answer = done.stdout.strip()
     if done.returncode != 0 or answer not in _ANSWERS:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise OSError(f"{file}: cannot be searched ({lines[-1]})")
+        reasons = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise OSError(f"{file}: cannot be searched ({reasons[-1]})")
     return _ANSWERS[answer]
 
 
