@@ -17,6 +17,7 @@ LAYERS = [
     "data",
     "encoders",
     "backbone",
+    "scorers",
     "meta",
     "ratings",
     "config",

@@ -10,10 +10,11 @@ import torch
 from palate.backbone.batches import BatchConfig
 from palate.backbone.sequence_model import SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
-from palate.baselines.item_item import ease_weights, item_item_scorer
+from palate.baselines.item_item import item_item_scorer
 from palate.data.event_log import EventLog, from_sequences
 from palate.errors import ConfigError, DataError
 from palate.recommend.sequence import EvidenceConfig, SequenceConfig, SequenceScorer, fit_sequences
+from palate.scorers.item_weights import ease_weights
 
 NUM_ITEMS = 20
 CONFIG = SequenceConfig(

@@ -21,17 +21,11 @@ from palate.backbone.batches import BatchConfig, BatchSource, inputs
 from palate.backbone.engine import train
 from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
-from palate.baselines.item_item import (
-    Scorer,
-    Weights,
-    ease_weights,
-    item_item_scorer,
-    neighbour_weights,
-    transition_weights,
-)
+from palate.baselines.item_item import Scorer, item_item_scorer
 from palate.data.event_log import EventLog
 from palate.errors import ConfigError, DataError
 from palate.metrics import ndcg_of_ranks, target_ranks
+from palate.scorers.item_weights import Weights, ease_weights, neighbour_weights, transition_weights
 
 _LEAST = 1e-3
 """Evidence below this counts as this in a logarithm: no evidence is not proof."""

@@ -4,16 +4,11 @@ import numpy as np
 import pytest
 
 from palate.baselines.ease import EASEConfig, fit_ease
-from palate.baselines.item_item import (
-    co_occurrences,
-    ease_weights,
-    item_item_scorer,
-    neighbour_weights,
-    transition_weights,
-)
+from palate.baselines.item_item import item_item_scorer
 from palate.data.event_log import EventLog, from_sequences
 from palate.evaluation.sequential.floors import FLOORS, FloorEntry, choose_floor
 from palate.evaluation.sequential.leave_one_out import figures, leave_one_out, rank_targets
+from palate.scorers.item_weights import co_occurrences, ease_weights, neighbour_weights, transition_weights
 
 NUM_ITEMS = 15
 

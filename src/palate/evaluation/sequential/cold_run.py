@@ -20,7 +20,7 @@ from palate.backbone.engine import train
 from palate.backbone.next_item import LossConfig
 from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
-from palate.baselines.item_item import Scorer, ease_weights, item_item_scorer, neighbour_weights, no_weights
+from palate.baselines.item_item import Scorer, item_item_scorer
 from palate.data.event_log import EventLog
 from palate.errors import ConfigError
 from palate.evaluation.sequential.cold_users import (
@@ -49,6 +49,7 @@ from palate.meta.sequence_training import (
     scores_at,
     train_head,
 )
+from palate.scorers.item_weights import ease_weights, neighbour_weights, no_weights
 from palate.threads import one_thread
 
 _EVENTS = max(positions_after(SIZES[-1])) + 1

@@ -9,17 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from palate.baselines.item_item import (
-    Scorer,
-    Weights,
-    ease_weights,
-    item_item_scorer,
-    neighbour_weights,
-    no_weights,
-    transition_weights,
-)
+from palate.baselines.item_item import Scorer, item_item_scorer
 from palate.data.event_log import EventLog
 from palate.evaluation.sequential.leave_one_out import Held, figures, rank_targets
+from palate.scorers.item_weights import Weights, ease_weights, neighbour_weights, no_weights, transition_weights
 
 
 class FloorEntry(NamedTuple):

@@ -1,0 +1,1 @@
+"""Ways to score items for a person beside the adapted head: what goes with what, counted over everyone."""
