@@ -325,13 +325,21 @@ class Sequence:
     # ------------------------------------------------------------------------------------------------ inside
 
     def _helper(self, *arguments: str, may_refuse: bool = False, often: float = 0.3, within: float = 0.6) -> bool:
-        """Run a command on the home beside the service, sometimes killing it; return whether it ended well."""
-        said = self._output(arguments[0])
+        """Run a command on the home beside the service, sometimes killing it; return whether it ended well.
+
+        A command that found the database locked for too long, as may happen over the slow disk that takes notes, is
+        run again as it asks for.
+        """
         where = ("--home", str(self.home.folder))
-        process = processes.command((*arguments, *where), said, disk=self.disk, store=self.store)
-        if self._maybe_kill(process, often, within):
-            return False
-        code = process.wait(120)
+        for _ in range(3):
+            said = self._output(arguments[0])
+            process = processes.command((*arguments, *where), said, disk=self.disk, store=self.store)
+            if self._maybe_kill(process, often, within):
+                return False
+            code = process.wait(120)
+            if code != 2 or "database is locked" not in process.said():
+                break
+            self.counts["helpers that found it locked"] += 1
         assert code == 0 or (may_refuse and code == 2), f"{arguments[0]} ended with {code}: {process.said()[-2000:]}"
         return code == 0
 
