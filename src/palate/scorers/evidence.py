@@ -1,0 +1,120 @@
+"""What all item-item scorers of a model say together: their features of an item, and what these add to its score.
+
+Each scorer gives an item two features: its evidence e ≥ or ≤ 0, and log(max(e, ε) / ε), which tells little evidence
+from none. Both are 0 for an item of which nothing is known, so that only the neighbours of a person's last events have
+features at all. They are divided by their spread, so that a weight of 1 moves the list as much as any other unit of
+the score. What each is worth for whom is the head's to learn (`palate.meta.head`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float32, Int64
+
+from palate.data.event_log import EventLog
+from palate.scorers.item_item import SCORERS, ItemItem, ItemItemConfig, Setting
+
+LEAST = 1e-3
+"""ε: evidence below this counts as none in the logarithm."""
+_DENSE = 16
+"""Sums over the whole catalogue where it has at most so many times the items that are named, else over these."""
+_ARRAYS = ("starts", "items", "weights")
+PER_SCORER = 2
+"""Features of each scorer."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scorers:
+    """The fitted scorers of a model, by name."""
+
+    fitted: Mapping[str, ItemItem]
+    spread: Float32[np.ndarray, "feature"]
+    """Of each feature, in people and items that it was measured on."""
+
+    @property
+    def num_features(self) -> int:
+        """Two a scorer, in the order of the scorers."""
+        return PER_SCORER * len(self.fitted)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Everything but the settings, by name."""
+        arrays: dict[str, np.ndarray] = {"spread": self.spread}
+        for name, scorer in self.fitted.items():
+            arrays |= {f"{name}.{part}": getattr(scorer, part) for part in _ARRAYS}
+        return arrays
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, np.ndarray], settings: Mapping[str, Sequence[float]]) -> "Scorers":
+        """The scorers that `to_arrays` was called on; KeyError for an array that is missing."""
+        fitted = {}
+        for name, setting in settings.items():
+            starts, items, weights = (arrays[f"{name}.{part}"] for part in _ARRAYS)
+            fitted[name] = ItemItem(starts, items, weights, Setting(*map(float, setting)))
+        return Scorers(fitted, arrays["spread"])
+
+    def features(self, log: EventLog, num_items: int) -> Float32[np.ndarray, "user item feature"]:
+        """The features of every item for everyone of a log; items that came after the fit have none."""
+        found = np.zeros((log.num_users, num_items, self.num_features), np.float32)
+        for place, scorer in enumerate(self.fitted.values()):
+            evidence = scorer.evidence(log)
+            some = found[:, : scorer.num_items]
+            some[..., PER_SCORER * place] = evidence / self.spread[PER_SCORER * place]
+            some[..., PER_SCORER * place + 1] = _log(evidence) / self.spread[PER_SCORER * place + 1]
+        return found
+
+    def add_to(
+        self, scores: Float32[np.ndarray, "user item"], log: EventLog, weights: Float[np.ndarray, "user feature"]
+    ) -> None:
+        """Add what the features are worth to everyone's scores, in place."""
+        for place, scorer in enumerate(self.fitted.values()):
+            evidence = scorer.evidence(log)
+            linear, logarithm = (weights / self.spread).T[PER_SCORER * place : PER_SCORER * (place + 1), :, None]
+            scores[:, : scorer.num_items] += linear * evidence + logarithm * _log(evidence)
+
+    def contribution(
+        self, chosen: Int64[np.ndarray, "event"], weights: Float[np.ndarray, "feature"]
+    ) -> tuple[Int64[np.ndarray, "item"], Float32[np.ndarray, "item"]]:
+        """The items of which a person's events, the oldest first, say anything, and what that adds to each score."""
+        worth = (weights / self.spread).tolist()
+        named = [scorer.neighbours(chosen) for scorer in self.fitted.values()]
+        together = np.concatenate([np.zeros(0, np.int32), *(items for items, _ in named)])
+        if not len(together):
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        size = next(iter(self.fitted.values())).num_items
+        if size <= _DENSE * len(together):
+            items, places, size = np.arange(size), together, size
+        else:
+            items, places = np.unique(together, return_inverse=True)
+            size = len(items)
+        added, start = np.zeros(size, np.float64), 0
+        for number, (own, values) in enumerate(named):
+            if len(own):
+                evidence = np.bincount(places[start : start + len(own)], values, size)
+                start += len(own)
+                added += worth[PER_SCORER * number] * evidence
+                added += worth[PER_SCORER * number + 1] * np.log(np.maximum(evidence, LEAST) * (1 / LEAST))
+        return items.astype(np.int64), added.astype(np.float32)
+
+
+def no_scorers() -> Scorers:
+    """None: the adapted head alone."""
+    return Scorers({}, np.zeros(0, np.float32))
+
+
+def refit(scorers: Scorers, log: EventLog, num_items: int, config: ItemItemConfig) -> Scorers:
+    """The same scorers, with the same settings, of other events.
+
+    Raises:
+        NumericalError: EASE's matrix cannot be factored, which a larger penalty cures.
+    """
+    fitted = {
+        name: SCORERS[name].fit(log, num_items, scorer.setting.strength, config)._replace(setting=scorer.setting)
+        for name, scorer in scorers.fitted.items()
+    }
+    return Scorers(fitted, scorers.spread)
+
+
+def _log(evidence: Float32[np.ndarray, "user item"]) -> Float32[np.ndarray, "user item"]:
+    found: Float32[np.ndarray, "user item"] = np.log(np.maximum(evidence, np.float32(LEAST)) * np.float32(1 / LEAST))
+    return found
