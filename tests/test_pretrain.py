@@ -83,6 +83,15 @@ def test_a_model_learns_is_saved_and_is_the_same_again(tmp_path: Path) -> None:
     assert hits(trained, tmp_path / "events") > 0.9
     assert len(trained.history) == 30
     again = load_model(str(tmp_path / "one"))
+    # The last events of 60 people were kept from it; half of these people say how good it is.
+    assert trained.quality is not None
+    assert trained.quality["people"] == 30
+    assert trained.quality["model"]["hr@10"]["mean"] > 0.9
+    assert again.quality == trained.quality
+    assert pretrain(tmp_path / "events", tmp_path / "one", CONFIG).quality == trained.quality  # is done already
+    silent = pretrain(tmp_path / "events", tmp_path / "silent", replace(CONFIG, judged=0))
+    assert silent.quality is None
+    assert silent.history != trained.history  # which has read all events
     other = pretrain(str(tmp_path / "events"), str(tmp_path / "two"), CONFIG)
     for name, value in trained.model.state_dict().items():
         torch.testing.assert_close(again.model.state_dict()[name], value, rtol=0, atol=0)

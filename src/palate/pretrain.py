@@ -10,6 +10,7 @@ need nothing.
 
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from palate.backbone.batches import BatchConfig, BatchSource
+from palate.backbone.batches import BatchConfig, BatchSource, inputs
 from palate.backbone.engine import train
 from palate.backbone.launch import launch
 from palate.backbone.parallel import layouts_of, worker_device
@@ -37,8 +38,12 @@ from palate.data.event_log import EventLog, open_events, write_events
 from palate.data.files import write_atomically
 from palate.data.vocabulary import Vocabulary
 from palate.errors import ConfigError, DataError, ModelError
+from palate.scorers.next_item import hold_out_last, judge_next
+from palate.threads import one_thread
 
 _FORMAT = "palate-sequence-model-2"
+_LEAST_JUDGED = 20
+"""With fewer people nothing is said of a model."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,13 @@ class PretrainConfig:
     """How it is trained."""
     seed: int = 0
     """Of the starting weights, of dropout and of the order of batches."""
+    judged: int = 2000
+    """People whose last event is kept from training: half of them tune EASE, the other half say how good the model and
+    EASE are; 0: nobody, and nothing is said."""
 
     def __post_init__(self) -> None:
+        if self.judged < 0:
+            raise ConfigError(f"judged is {self.judged}; it must be at least 0")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 − 1")
 
@@ -84,6 +94,8 @@ class Pretrained(NamedTuple):
     """What the numbers of the kinds of events mean."""
     history: tuple[EpochRecord, ...]
     """How training went, an entry an epoch."""
+    quality: Mapping[str, Any] | None = None
+    """How good the model is at the next item; see `palate.scorers.next_item`. None: too few people to say."""
 
 
 def write_log(
@@ -191,7 +203,29 @@ def pretrain(
     arguments: dict[str, Any] = {"events": str(events), "folder": str(folder), "settings": asdict(config)}
     arguments |= {"start": None if start is None else str(start), "transfer": transfer, "quiet": quiet}
     launch("palate.pretrain:work", arguments, on=on, workers=workers)
-    return load_model(folder)
+    trained = load_model(folder)
+    if trained.quality is None and int(os.environ.get("RANK", "0")) == 0:
+        trained = _judged(trained, events, folder, config)
+    return trained
+
+
+def _judged(trained: Pretrained, events: Path, folder: Path, config: PretrainConfig) -> Pretrained:
+    """Judge a trained model by the events that were kept from it, and write down how good it is."""
+    log = open_events(events)
+    number = trained.items.index(_names(events)["items"]).astype(np.int32)
+    held = hold_out_last(replace(log, items=number[log.items]), config.judged)
+    if len(held.targets) < _LEAST_JUDGED:
+        return trained
+    model = trained.model
+
+    def score(part: EventLog) -> Float32[np.ndarray, "user item"]:
+        with torch.inference_mode():
+            return np.asarray(model.scores(inputs(part, model.config.max_events)).numpy())
+
+    with one_thread():
+        quality = judge_next(score, held, len(trained.items))
+    write_atomically(folder / "model.json", json.dumps(_read_page(folder) | {"quality": quality}).encode())
+    return trained._replace(quality=quality)
 
 
 def work(events: str, folder: str, settings: dict[str, Any], start: str | None, transfer: bool, quiet: bool) -> None:
@@ -210,6 +244,7 @@ def work(events: str, folder: str, settings: dict[str, Any], start: str | None, 
         )
     if older is not None and not transfer:
         items, log, content = _aligned(older, Vocabulary(items), log, content)
+    log = hold_out_last(log, config.judged).training
     catalogue = Catalogue(torch.from_numpy(np.bincount(log.items, minlength=len(items))), content)
     torch.manual_seed(config.seed)
     if older is None:
@@ -266,7 +301,11 @@ def load_model(folder: str | Path) -> Pretrained:
     if config.batches.first_tile:  # nobody was read from the middle on: who is now begins as everyone did
         model.resume.data.copy_(model.start.data)
     return Pretrained(
-        model.eval(), items, tuple(page["kinds"]), tuple(EpochRecord(**record) for record in page["history"])
+        model.eval(),
+        items,
+        tuple(page["kinds"]),
+        tuple(EpochRecord(**record) for record in page["history"]),
+        page.get("quality"),
     )
 
 

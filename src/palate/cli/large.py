@@ -26,6 +26,7 @@ from palate.data.tables import csv_table, parquet_table
 from palate.encoders.text import TextConfig, encode_texts
 from palate.errors import ConfigError
 from palate.pretrain import PretrainConfig, pretrain, read_pretrain_config, write_log
+from palate.scorers.next_item import describe
 from palate.threads import keep_to_one_thread
 
 
@@ -165,11 +166,13 @@ def pretrain_model(
     if int(os.environ.get("RANK", "0")) > 0:  # under torchrun, one worker speaks
         return
     if as_json:
-        print(json.dumps({"items": len(trained.items), "history": [record._asdict() for record in trained.history]}))
+        history = [record._asdict() for record in trained.history]
+        print(json.dumps({"items": len(trained.items), "history": history, "quality": trained.quality}))
         return
     Console(highlight=False).print(
         f"{len(trained.history)} epochs, loss {trained.history[0].loss:.3f} → {trained.history[-1].loss:.3f}, "
         f"{len(trained.items):,} items; model in {out}"
+        + ("" if trained.quality is None else f"\n{describe(trained.quality)}")
     )
 
 
