@@ -22,6 +22,7 @@ from palate.meta import read_settings
 from palate.meta.evidence import EvidenceConfig
 from palate.meta.item_tasks import ItemTaskConfig
 from palate.meta.training import MetaConfig
+from palate.scorers.item_item import ItemItemConfig
 
 _NOT_READ = ("validate_every", "patience", "strategy")
 """Settings of the engine that have no part in the training of members."""
@@ -182,6 +183,8 @@ class Config:
     """How the shared model is trained."""
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     """The item features that a person's fast weights are over."""
+    item_item: ItemItemConfig = field(default_factory=ItemItemConfig)
+    """What goes with what: the item-item scorers beside the fast weights."""
     meta: MetaConfig = field(default_factory=MetaConfig)
     """The meta-learner and its training."""
     learner: Mapping[str, bool | int | float | str] = field(default_factory=dict)

@@ -31,6 +31,7 @@ from palate.config import Config
 from palate.data.catalog import Catalog
 from palate.data.dataset import Dataset
 from palate.data.episodes import History, build_histories, hold_out
+from palate.data.event_log import EventLog, from_histories
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeConfig, AttributeEncoder
 from palate.errors import ConfigError, DataError, NumericalError
@@ -52,7 +53,13 @@ from palate.recommend.bundle import identify
 from palate.recommend.content import encode_content
 from palate.recommend.item_table import ItemTable
 from palate.recommend.recommender import Recommender
+from palate.scorers.choice import choose_scorers
+from palate.scorers.evidence import PER_SCORER, Scorers, refit
+from palate.scorers.kin import no_kin
 from palate.threads import one_thread
+
+_TASKS_TO_CHOOSE_BY = 2000
+"""Episodes on which the settings of item-item scorers are compared, at most."""
 
 
 class Prepared(NamedTuple):
@@ -86,6 +93,8 @@ class Shared(NamedTuple):
     unseen_popularity: float
     counts: Float[Tensor, "item"]
     """People who chose each item, as popularity counts them."""
+    log: EventLog
+    """What these people chose."""
 
 
 @one_thread()
@@ -164,9 +173,12 @@ def train(
             shared = assemble(trained[: config.num_members], groups["held-out"], prepared, content, config, until)
             head = _make_head(shared.items, prepared, config)
             params = head.params(_layout(shared.items, content, prepared, config), shared.items)
-            learned = _meta_train(head, params, shared, newcomers, prepared.profiles, config, config.meta, stage)
+            learned, scorers = _meta_train(
+                head, params, shared, None, newcomers, prepared.profiles, config, config.meta, stage
+            )
         else:
-            learned = _go_on(start, dataset, prepared, final.items, content, config, stage)
+            learned, scorers = _go_on(start, dataset, prepared, final.items, content, config, stage), start.scorers
+        scorers = refit(scorers, final.log, len(final.items.bias), config.item_item)
     params = learned.params | catalogue_statistics(final.items, learned.params["fixed.tempered"])
     table = ItemTable(
         vocabulary=prepared.vocabulary,
@@ -178,12 +190,14 @@ def train(
         space=final.space,
         unseen_popularity=final.unseen_popularity,
         posterior=learn_items(final, prepared, content, config, until),
+        kin=no_kin(),
     )
     recommender = Recommender(
         config=config,
-        model_id=identify(final.backbone, params, table),
+        model_id=identify(final.backbone, params, scorers, table),
         backbone=final.backbone,
         params=params,
+        scorers=scorers,
         item_table=table,
         profile_encoder=prepared.profile_encoder,
         users=prepared.histories,
@@ -246,13 +260,14 @@ def _meta_train(
     head: Head,
     params: Params,
     shared: Shared,
+    scorers: Scorers | None,
     newcomers: Mapping[str, History],
     profiles: Mapping[str, Float[Tensor, "profile"]],
     config: Config,
     meta: MetaConfig,
     stage: StageHandle,
-) -> MetaResult:
-    """Meta-train on newcomers whom the shared model has never seen."""
+) -> tuple[MetaResult, Scorers]:
+    """Meta-train on newcomers whom the shared model has never seen, and the scorers neither; None: fit them first."""
     training, validating = split_newcomers(newcomers)
     train_set, validation_set = (
         make_episodes(
@@ -263,13 +278,20 @@ def _meta_train(
             shared.items,
             meta.support_sizes,
             meta.min_query,
+            meta.window,
         )
         for people in (training, validating)
     )
+    if scorers is None:
+        known = np.flatnonzero(train_set.log.lengths() > 0)
+        known = known[np.unique(np.linspace(0, len(known) - 1, _TASKS_TO_CHOOSE_BY).astype(np.int64))]
+        relevant, seen = train_set.relevant.numpy()[known], train_set.seen.numpy()[known]
+        scorers = choose_scorers(shared.log, train_set.log.take(known), relevant, seen, config.item_item)
     result = meta_train(
         head,
         params,
         shared.items,
+        scorers,
         train_set,
         validation_set,
         meta,
@@ -280,7 +302,7 @@ def _meta_train(
     stage.done(
         f"{len(train_set.size):,} episodes of {len(training):,} people, validation NDCG@10 {first:.4f} → {best:.4f}"
     )
-    return result
+    return result, scorers
 
 
 def _go_on(
@@ -308,9 +330,12 @@ def _go_on(
         # What the learner has fitted to profiles is part of what it knows, and is not fitted anew.
         head = head._replace(prepare=lambda params, profiles: params)
         meta = replace(config.meta, num_steps=config.retraining.num_steps)
-        shared = Shared(start.backbone, served, table.space, table.unseen_popularity, table.posterior.counts)
+        nobody = from_histories([])
+        shared = Shared(start.backbone, served, table.space, table.unseen_popularity, table.posterior.counts, nobody)
         try:
-            found = _meta_train(head, start.params, shared, newcomers, prepared.profiles, config, meta, stage)
+            found, _ = _meta_train(
+                head, start.params, shared, start.scorers, newcomers, prepared.profiles, config, meta, stage
+            )
             # Tastes that have turned make the served model poor for newcomers: no reason to keep it for longer.
             if found.quality is not None and found.quality.verdict == "worse":
                 stage.done(f"carried over: meta-training of {config.meta.learner}: {found.quality.describe()}")
@@ -339,7 +364,10 @@ def newcomers_since(served: Recommender, dataset: Dataset, config: Config) -> di
 
 
 def _make_head(items: Items, prepared: Prepared, config: Config) -> Head:
-    return make_head(config.meta.learner, items.features.shape[1], prepared.profile_encoder.dim, config.learner)
+    num_scorers = PER_SCORER * len(config.item_item.kinds)
+    return make_head(
+        config.meta.learner, items.features.shape[1], prepared.profile_encoder.dim, config.learner, num_scorers
+    )
 
 
 def _layout(items: Items, content: Float[Tensor, "item content"], prepared: Prepared, config: Config) -> Layout:
@@ -357,6 +385,7 @@ def _refuse_another_model(served: Config, config: Config) -> None:
         ("text", served.text, text),
         ("attributes", served.attributes, config.attributes),
         ("evidence.content_dim", served.evidence.content_dim, config.evidence.content_dim),
+        ("item_item.kinds", served.item_item.kinds, config.item_item.kinds),
         ("meta.learner", served.meta.learner, config.meta.learner),
         ("learner", served.learner, config.learner),
     ):
@@ -407,7 +436,7 @@ def assemble(
         features, space = fit_features(people, content, vectors, config.evidence)
         popularity = fit_popularity(people, len(vectors), config.evidence.half_life, until)
         items = Items(features, vectors, ensemble.item_bias(), popularity.items)
-    return Shared(ensemble, items, space, popularity.unseen, popularity.counts)
+    return Shared(ensemble, items, space, popularity.unseen, popularity.counts, from_histories(people))
 
 
 def learn_items(

@@ -15,7 +15,7 @@ AMORTISED = {"neural-process"}
 
 
 def head_of(name: str) -> Head:
-    return make_head(name, NUM_FEATURES, NUM_PROFILE)
+    return make_head(name, NUM_FEATURES, NUM_PROFILE, num_scorer_features=2)
 
 
 def world(name: str, seed: int = 0) -> tuple[Params, Items]:
@@ -167,8 +167,10 @@ def test_every_trained_parameter_gets_a_gradient_that_finite_differences_confirm
     trained = {key: value for key, value in params.items() if not key.startswith("fixed.")}
     fixed = {key: value for key, value in params.items() if key.startswith("fixed.")}
 
+    evidence = torch.randn(NUM_ITEMS, 2, dtype=torch.float64)
+
     def loss(weights: Params) -> Tensor:
-        return head.loss({**fixed, **weights}, profile, support, Query(items, relevant, allowed))
+        return head.loss({**fixed, **weights}, profile, support, Query(items, relevant, allowed, evidence))
 
     gradients = grad(loss)(trained)
     for key, gradient in gradients.items():

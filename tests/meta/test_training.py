@@ -25,9 +25,13 @@ from palate.meta.training import (
     make_episodes,
     meta_train,
     score_supports,
+    take,
     validate,
 )
 from palate.metrics import ndcg_at_k, top_k
+from palate.scorers.choice import choose_scorers
+from palate.scorers.evidence import no_scorers
+from palate.scorers.item_item import ItemItemConfig
 
 NUM_TASTES, PER_TASTE, NUM_FEATURES, DIM = 4, 12, 8, 3
 NUM_ITEMS = NUM_TASTES * PER_TASTE
@@ -82,6 +86,7 @@ def make_tasks(
         torch.tensor(np.array(relevant)),
         torch.tensor(np.array(seen)),
         torch.arange(num_people).repeat_interleave(len(sizes)),
+        from_histories(supports),
     )
 
 
@@ -93,7 +98,7 @@ def run(name: str, config: MetaConfig = CONFIG, seed: int = 0, shift: int = 0) -
     config = replace(config, learner=name)
     if LEARNERS[name].by_feature and config.num_steps == CONFIG.num_steps:  # starts from nothing on each feature
         config = replace(config, num_steps=5 * config.num_steps, validate_every=5 * config.validate_every)
-    return start, meta_train(head_of(name), start, items, train, validation, config, seed=seed)
+    return start, meta_train(head_of(name), start, items, no_scorers(), train, validation, config, seed=seed)
 
 
 @EVERY_LEARNER
@@ -105,8 +110,10 @@ class TestEveryLearner:
         assert best > result.validation[0][1] + 0.05
         items = make_items()
         head, validation = head_of(name), make_tasks(items, 24, seed=2)
-        assert validate(head, result.params, items, validation) == pytest.approx(best, abs=1e-12)
-        assert validate(head, start, items, validation) == pytest.approx(result.validation[0][1], abs=1e-12)
+        assert validate(head, result.params, items, no_scorers(), validation) == pytest.approx(best, abs=1e-12)
+        assert validate(head, start, items, no_scorers(), validation) == pytest.approx(
+            result.validation[0][1], abs=1e-12
+        )
 
     def test_more_of_a_taste_never_hurts(self, name: str) -> None:
         # Only the features say anything here; every size is asked for the same items.
@@ -119,8 +126,8 @@ class TestEveryLearner:
         start, result = run(name)
         # An amortised learner starts by making nothing of its support.
         for params in (result.params,) if name == "neural-process" else (start, result.params):
-            scores = score_supports(head_of(name), params, items, tasks.profile, tasks.support)
-            ranked = top_k(scores.masked_fill(hidden, -torch.inf).numpy(), 6)
+            scores = score_supports(head_of(name), params, items, no_scorers(), tasks.profile, tasks.support, tasks.log)
+            ranked = top_k(np.where(hidden.numpy(), -np.inf, scores), 6)
             values = ndcg_at_k(ranked, wanted.numpy())
             curve = [values[tasks.size.numpy() == size].mean() for size in sizes]
             assert all(later > earlier - 0.02 for earlier, later in pairwise(curve)), curve
@@ -141,7 +148,7 @@ class TestEveryLearner:
             assert torch.equal(start[key], value), key
             if key.startswith("fixed.") and not key.startswith("fixed.learner.class."):  # fitted on the profiles
                 assert torch.equal(result.params[key], value), key
-        trained = [key for key in start if not key.startswith("fixed.")]
+        trained = [key for key in start if not key.startswith("fixed.") and start[key].numel()]
         assert any(not torch.equal(result.params[key], start[key]) for key in trained)
         if LEARNERS[name].by_feature:
             return  # what one small world gives no gradient stays, such as a prior where nothing but the classes tell
@@ -155,7 +162,7 @@ class TestEveryLearner:
         values = [value for _, value in result.validation]
         assert [step for step, _ in result.validation] in ([0, 10, 20, 30], [0, 50, 100, 150])
         assert values[-1] < max(values)
-        again = validate(head_of(name), result.params, items, make_tasks(items, 24, seed=2))
+        again = validate(head_of(name), result.params, items, no_scorers(), make_tasks(items, 24, seed=2))
         assert again == pytest.approx(max(values), abs=1e-12)
         if values[0] == max(values):
             kept = [key for key in start if not key.startswith("fixed.learner.class.")]
@@ -175,6 +182,7 @@ class TestEveryLearner:
                 head_of(name),
                 make_params(name, items),
                 broken,
+                no_scorers(),
                 tasks,
                 tasks,
                 replace(CONFIG, learner=name),
@@ -188,14 +196,14 @@ def test_parameters_whose_lists_mislead_are_returned_and_called_worse_than_chanc
     train, validation = make_tasks(items, 40, seed=1), make_tasks(items, 30, seed=2, sizes=(3, 6), shift=1)
     config = replace(CONFIG, num_steps=2, validate_every=1)
     start, head = make_params("ridge", items), head_of("ridge")
-    result = meta_train(head, start, items, train, validation, config, seed=0)
+    result = meta_train(head, start, items, no_scorers(), train, validation, config, seed=0)
     assert result.quality is not None
     assert result.quality.verdict == "worse"
     assert result.quality.num_users == 30, "people, not episodes"
     assert result.quality.ndcg < result.quality.random
     # The same lists for five people are no evidence.
     few = make_tasks(items, 5, seed=2, sizes=(3, 6), shift=1)
-    found = meta_train(head, start, items, train, few, config, seed=0).quality
+    found = meta_train(head, start, items, no_scorers(), train, few, config, seed=0).quality
     assert found is not None
     assert found.verdict == "inconclusive"
 
@@ -206,12 +214,58 @@ def test_lists_that_fit_are_better_than_chance() -> None:
     assert quality.verdict == "better"
 
 
+def test_what_goes_with_what_is_weighed_by_what_it_is_worth() -> None:
+    """Nothing but the scorers tells the tastes apart here; their weights begin at 0."""
+    items = Items(
+        torch.zeros(NUM_ITEMS, NUM_FEATURES),
+        torch.zeros(NUM_ITEMS, DIM),
+        torch.zeros(NUM_ITEMS),
+        torch.zeros(NUM_ITEMS),
+    )
+    others, train, validation = (make_tasks(items, 40, seed=seed) for seed in (3, 1, 2))
+    known = np.flatnonzero(train.log.lengths() > 0)
+    scorers = choose_scorers(
+        others.log, train.log.take(known), train.relevant.numpy()[known], train.seen.numpy()[known], ItemItemConfig()
+    )
+    head = make_head("ridge", NUM_FEATURES, 2, num_scorer_features=scorers.num_features)
+    layout = Layout(torch.zeros(NUM_FEATURES), torch.ones(NUM_FEATURES), torch.zeros(NUM_FEATURES), 2)
+    start = head.params(layout, items)
+    assert not start["scorers.weight"].any()
+    result = meta_train(head, start, items, scorers, train, validation, CONFIG, seed=0)
+    assert result.validation[-1][1] > result.validation[0][1] + 0.3
+    scores = score_supports(head, result.params, items, scorers, validation.profile, validation.support, validation.log)
+    large = validation.size.numpy() >= 3
+    ranked = top_k(np.where(validation.seen.numpy(), -np.inf, scores), 5)[large]
+    assert ndcg_at_k(ranked, validation.relevant.numpy()[large]).mean() > 0.9
+
+
+def test_every_support_size_is_drawn_as_often() -> None:
+    """Fifty episodes of one size and ten of each other."""
+    items = make_items()
+    tasks = make_tasks(items, 10, seed=0, sizes=(0, 1, 3))
+    rows = torch.cat([torch.arange(len(tasks.size)), *[(tasks.size == 1).nonzero().flatten()] * 4])
+    tasks, drawn = take(tasks, rows), list[int]()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def watched(episodes: Episodes, rows: torch.Tensor) -> Episodes:
+            drawn.extend(episodes.size[rows].tolist())
+            return take(episodes, rows)
+
+        patch.setattr("palate.meta.training.take", watched)
+        config = replace(CONFIG, num_steps=200, batch_size=6, validate_every=200)
+        meta_train(head_of("ridge"), make_params("ridge", items), items, no_scorers(), tasks, tasks, config, seed=0)
+    shares = np.array([drawn.count(size) for size in (0, 1, 3)]) / len(drawn)
+    assert np.abs(shares - 1 / 3).max() < 0.08
+
+
 def test_a_nan_in_the_training_people_names_the_first_step() -> None:
     items = make_items()
     train, validation = make_tasks(items, 8, seed=0), make_tasks(items, 8, seed=1)
     train.support.state[:] = torch.nan
     with pytest.raises(NumericalError, match="meta-training of ridge: the loss became nan at step 1; lower"):
-        meta_train(head_of("ridge"), make_params("ridge", items), items, train, validation, CONFIG, seed=0)
+        meta_train(
+            head_of("ridge"), make_params("ridge", items), items, no_scorers(), train, validation, CONFIG, seed=0
+        )
 
 
 def test_the_first_losses_are_the_mean_over_episodes() -> None:
@@ -220,10 +274,12 @@ def test_the_first_losses_are_the_mean_over_episodes() -> None:
     start, tasks, head = make_params("ridge", items), make_tasks(items, 4, seed=0), head_of("ridge")
     config = MetaConfig(num_steps=2, batch_size=999, learning_rate=1e-9, validate_every=2)
     looks: list[tuple[int, int, float]] = []
-    result = meta_train(head, start, items, tasks, tasks, config, seed=0, on_step=lambda *look: looks.append(look))
+    result = meta_train(
+        head, start, items, no_scorers(), tasks, tasks, config, seed=0, on_step=lambda *look: looks.append(look)
+    )
     one_by_one = []
     for row in range(len(tasks.size)):
-        query = Query(items, tasks.relevant[row].float(), (~tasks.seen[row]).float())
+        query = Query(items, tasks.relevant[row].float(), (~tasks.seen[row]).float(), torch.zeros(NUM_ITEMS, 0))
         profile, support = (type(part)(*(value[row] for value in part)) for part in (tasks.profile, tasks.support))
         assert isinstance(profile, Profile)
         assert isinstance(support, Support)
@@ -237,9 +293,8 @@ def test_validation_is_the_mean_over_sizes_of_the_mean_over_people() -> None:
     items = Items(torch.zeros(3, NUM_FEATURES), torch.zeros(3, DIM), torch.zeros(3), torch.tensor([2.0, 1.0, 0.0]))
     relevant = torch.tensor([[False, True, False]] * 4)
     seen = torch.tensor([[True, False, False]] * 3 + [[False] * 3])
-    support = make_supports(
-        [History(np.zeros(1, np.int64), np.zeros(1), np.zeros(0, np.int64))] * 4, items.features, torch.zeros(4, DIM)
-    )
+    histories = [History(np.zeros(1, np.int64), np.zeros(1), np.zeros(0, np.int64))] * 4
+    support = make_supports(histories, items.features, torch.zeros(4, DIM))
     tasks = Episodes(
         torch.tensor([1, 1, 1, 0]),
         Profile(torch.zeros(4, 2), torch.zeros(4, DIM)),
@@ -247,8 +302,9 @@ def test_validation_is_the_mean_over_sizes_of_the_mean_over_people() -> None:
         relevant,
         seen,
         torch.arange(4),
+        from_histories(histories),
     )
-    value = validate(head_of("ridge"), make_params("ridge", items), items, tasks)
+    value = validate(head_of("ridge"), make_params("ridge", items), items, no_scorers(), tasks)
     assert value == pytest.approx((1 + 1 / np.log2(3)) / 2)
 
 
@@ -292,9 +348,9 @@ class TestMakeEpisodes:
         # The members' vectors, as long as the states that are scored with them.
         self.items = self.items._replace(vectors=self.vectors, bias=torch.zeros(NUM_ITEMS))
         params = head.params(layout, self.items)
-        whole = validate(head, params, self.items, episodes)
+        whole = validate(head, params, self.items, no_scorers(), episodes)
         monkeypatch.setattr("palate.meta.training._CELLS_AT_ONCE", 2 * NUM_ITEMS)
-        assert validate(head, params, self.items, episodes) == pytest.approx(whole, abs=1e-6)
+        assert validate(head, params, self.items, no_scorers(), episodes) == pytest.approx(whole, abs=1e-6)
 
     def test_what_is_before_the_cut_is_support_and_the_rest_is_relevant(self) -> None:
         episodes = self.make((2,))
@@ -302,6 +358,20 @@ class TestMakeEpisodes:
         assert [row.nonzero().flatten().tolist() for row in episodes.relevant] == [[1, 2, 7, 30], [0, 11]]
         torch.testing.assert_close(episodes.support.features, self.items.features[torch.tensor([[5, 9], [4, 6]])])
         assert episodes.support.target.tolist() == [[1, 1], [1, 1]]  # a refusal has no time, so it is left out
+
+    def test_a_list_may_be_judged_by_the_next_few_alone(self) -> None:
+        people = (self.people, self.profiles, self.backbone, self.vectors, self.items)
+        episodes = make_episodes(*people, (0, 2), 1, 2)
+        assert [row.nonzero().flatten().tolist() for row in episodes.relevant] == [
+            sorted(wanted) for wanted in ([5, 9], [2, 7], [8, 3], [4, 6], [0, 11])
+        ]
+        assert not (episodes.relevant & episodes.seen).any()
+
+    def test_item_item_scorers_read_what_the_support_holds(self) -> None:
+        episodes = self.make((0, 2, 4))
+        for row in range(len(episodes.size)):
+            ends = slice(episodes.log.offsets[row], episodes.log.offsets[row + 1])
+            assert set(episodes.log.items[ends].tolist()) == set(episodes.seen[row].nonzero().flatten().tolist())
 
     def test_states_are_those_of_the_support_alone(self) -> None:
         episodes = self.make((0, 2, 4))
@@ -361,6 +431,7 @@ def test_an_unknown_learner_is_named_with_the_known_ones() -> None:
         ("support_sizes", (0, -1)),
         ("held_out", 1.0),
         ("min_query", 0),
+        ("window", -1),
         ("num_steps", 0),
         ("learning_rate", 0.0),
     ],

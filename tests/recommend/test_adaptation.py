@@ -14,10 +14,13 @@ def test_one_and_many_agree(model: Recommender) -> None:
     adaptation, users = model._adaptation, ["user-000", "user-007", "user-050"]
     histories = [EMPTY_HISTORY, *(model.users[user] for user in users)]
     profiles = torch.stack([model.encode_profile(None), *(model.profiles[user] for user in users)])
-    many = adaptation.score_many(model.items, histories, profiles)
+    many = adaptation.score_many(model.items, model.item_table.kin, histories, profiles)
     for row, history in enumerate(histories):
         fast = adaptation.adapt(model.items, history, profiles[row])
-        one = score_rows(fast, model.item_table.scoring_rows).numpy()
+        one = score_rows(fast, model.item_table.scoring_rows).numpy().copy()
+        named, added = model.scorers.contribution(history.items, fast["scorers"].numpy(), model.item_table.kin)
+        assert len(named) or not len(history.items)
+        one[named] += added
         np.testing.assert_allclose(many[row], one, atol=2e-5)
 
 

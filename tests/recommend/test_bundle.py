@@ -1,5 +1,7 @@
 """The bundle: a model's parts as files in memory, and the same parts again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,10 +23,13 @@ def test_files_give_the_same_files_again(model: Recommender) -> None:
 
 def test_the_id_is_that_of_the_weights_alone(model: Recommender) -> None:
     table = model.item_table
-    assert identify(model.backbone, model.params, table) == model.model_id
+    assert identify(model.backbone, model.params, model.scorers, table) == model.model_id
     moved = {**model.params, "popularity": model.params["popularity"] + 1}
-    assert identify(model.backbone, moved, table) != model.model_id
-    assert identify(model.backbone, model.params, table.without_choices()) == model.model_id
+    assert identify(model.backbone, moved, model.scorers, table) != model.model_id
+    assert identify(model.backbone, model.params, model.scorers, table.without_choices()) == model.model_id
+    ease = model.scorers.fitted["ease"]
+    other = replace(model.scorers, fitted={**model.scorers.fitted, "ease": ease._replace(weights=ease.weights * 2)})
+    assert identify(model.backbone, model.params, other, table) != model.model_id
 
 
 @pytest.mark.parametrize("name", FILES)

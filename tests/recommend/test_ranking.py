@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from palate.data.episodes import History
 from palate.errors import ConfigError
 from palate.meta.head import Items, scoring_rows, search_rows
-from palate.recommend.ranking import rank_all, rank_by_index, sample_histories
+from palate.recommend.ranking import Evidence, rank_all, rank_by_index, sample_histories
 from palate.recommend.retrieval import RetrievalConfig, build_index
 
 NUM = 30
@@ -26,13 +26,20 @@ def fast(seed: int) -> dict[str, torch.Tensor]:
     return {**weights, "popularity": torch.tensor(0.5)}
 
 
-def by_hand(weights: dict[str, torch.Tensor], allowed: set[int], k: int) -> list[int]:
-    scores = []
+def evidence_of(seed: int) -> Evidence:
+    """Some items that the person's events say something of."""
+    rng = np.random.default_rng(seed)
+    named = np.sort(rng.choice(NUM, seed % 9, replace=False))
+    return named, rng.normal(0, 3, len(named)).astype(np.float32)
+
+
+def by_hand(weights: dict[str, torch.Tensor], evidence: Evidence, allowed: set[int], k: int) -> list[int]:
+    scores, added = [], dict(zip(*(part.tolist() for part in evidence), strict=True))
     for item in allowed:
         features, vector, bias, popularity = (column[item] for column in ITEMS)
         in_context = vector @ weights["state"][:3] + bias * weights["state"][3]
         value = in_context + features @ (weights["delta"] + weights["prior"]) + popularity * weights["popularity"]
-        scores.append((-float(value), item))
+        scores.append((-float(value) - added.get(item, 0.0), item))
     return [item for _, item in sorted(scores)[:k]]
 
 
@@ -43,21 +50,25 @@ def test_the_best_that_may_be_listed(seed: int, k: int, excluded: set[int], allo
     mask = None if allowed is None else np.isin(np.arange(NUM), list(allowed))
     weights, left = fast(seed), (set(range(NUM)) if allowed is None else allowed) - excluded
     named = np.array(sorted(excluded), np.int64)
-    places, scores = rank_all(ROWS, weights, k, allowed=mask, excluded=named)
-    assert places.tolist() == by_hand(weights, left, k)
+    evidence = evidence_of(seed)
+    places, scores = rank_all(ROWS, weights, k, evidence=evidence, allowed=mask, excluded=named)
+    assert places.tolist() == by_hand(weights, evidence, left, k)
     assert (np.diff(scores) <= 0).all()
-    found, values = rank_by_index(INDEX, weights, k, allowed=mask, excluded=named)
+    found, values = rank_by_index(INDEX, ITEMS, weights, k, evidence=evidence, allowed=mask, excluded=named)
     assert found.tolist() == places.tolist()
     np.testing.assert_allclose(values, scores, atol=1e-5)
 
 
 def test_scores_of_one_list_are_not_those_of_the_next() -> None:
-    none, first = np.zeros(0, np.int64), rank_all(ROWS, fast(1), 5, allowed=None, excluded=np.arange(9))
-    rank_all(ROWS, fast(1), 5, allowed=None, excluded=none)
-    again = rank_all(ROWS, fast(1), 5, allowed=None, excluded=np.arange(9))
+    none, first = (
+        np.zeros(0, np.int64),
+        rank_all(ROWS, fast(1), 5, evidence=evidence_of(5), allowed=None, excluded=np.arange(9)),
+    )
+    rank_all(ROWS, fast(1), 5, evidence=evidence_of(5), allowed=None, excluded=none)
+    again = rank_all(ROWS, fast(1), 5, evidence=evidence_of(5), allowed=None, excluded=np.arange(9))
     np.testing.assert_array_equal(first[1], again[1])
     with pytest.raises(ConfigError):
-        rank_all(ROWS, fast(1), 0, allowed=None, excluded=none)
+        rank_all(ROWS, fast(1), 0, evidence=evidence_of(5), allowed=None, excluded=none)
 
 
 def test_every_other_sample_has_few_events() -> None:

@@ -11,6 +11,7 @@ from palate.data.event_log import EventLog, from_sequences
 from palate.scorers.choice import choose_scorers
 from palate.scorers.evidence import LEAST, PER_SCORER, Scorers, no_scorers, refit
 from palate.scorers.item_item import SCORERS, ItemItemConfig
+from palate.scorers.kin import NUM_RELATIVES, Kin, no_kin
 
 NUM_ITEMS = 24
 CONFIG = ItemItemConfig(ease_penalty=(50.0, 500.0), decays=(0.2, 1.0))
@@ -51,23 +52,27 @@ def test_features_have_a_spread_of_one() -> None:
 
 @given(seed=st.integers(0, 99), later=st.integers(0, 40))
 def test_what_is_added_for_one_is_what_is_added_for_many(seed: int, later: int) -> None:
-    """`later` items came after the fit; with many of them sums go over named items, with few over all."""
+    """`later` items came after the fit; the first three of them have kin."""
     rng = np.random.default_rng(seed)
+    relatives = rng.integers(0, NUM_ITEMS, (min(later, 3), NUM_RELATIVES))
+    kin = Kin(relatives, rng.random(relatives.shape).astype(np.float32))
     scorers = chosen_on(ring(1), replace(CONFIG, width=1 + seed % 5))
     log = from_sequences([rng.integers(0, NUM_ITEMS + later, rng.integers(0, 8)) for _ in range(5)])
     weights = rng.normal(size=(5, scorers.num_features)).astype(np.float32)
     start = rng.normal(size=(5, NUM_ITEMS + later)).astype(np.float32)
     many = start.copy()
-    scorers.add_to(many, log, weights)
-    features = scorers.features(log, NUM_ITEMS + later)
-    np.testing.assert_allclose(many, start + np.einsum("uif,uf->ui", features, weights), rtol=1e-4, atol=1e-4)
+    scorers.add_to(many, log, weights, kin)
+    added = np.einsum("uif,uf->ui", scorers.features(log, NUM_ITEMS + later), weights)
+    for new in range(len(relatives)):
+        added[:, NUM_ITEMS + new] = added[:, relatives[new]] @ kin.weights[new]
+    np.testing.assert_allclose(many, start + added, rtol=1e-4, atol=1e-3)
     for user in range(5):
         one = start[user].copy()
         past = log.items[log.offsets[user] : log.offsets[user + 1]].astype(np.int64)
-        items, added = scorers.contribution(past, weights[user])
+        items, added = scorers.contribution(past, weights[user], kin)
         assert len(set(items.tolist())) == len(items)
         one[items] += added
-        np.testing.assert_allclose(one, many[user], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(one, many[user], rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("dense", [0, 10**9])
@@ -75,9 +80,9 @@ def test_sums_over_named_items_are_those_over_all(dense: int, monkeypatch: pytes
     monkeypatch.setattr("palate.scorers.evidence._DENSE", dense)
     scorers = chosen_on(ring(1), replace(CONFIG, width=2))
     weights = np.arange(1, scorers.num_features + 1, dtype=np.float32)
-    items, added = scorers.contribution(np.array([3, 4, 5]), weights)
+    items, added = scorers.contribution(np.array([3, 4, 5]), weights, no_kin())
     whole = np.zeros((1, NUM_ITEMS), np.float32)
-    scorers.add_to(whole, from_sequences([[3, 4, 5]]), weights[None])
+    scorers.add_to(whole, from_sequences([[3, 4, 5]]), weights[None], no_kin())
     found = np.zeros(NUM_ITEMS, np.float32)
     found[items] = added
     np.testing.assert_allclose(found, whole[0], rtol=1e-4, atol=1e-4)
@@ -98,7 +103,7 @@ def test_arrays_and_settings_are_all_of_it() -> None:
     again = Scorers.from_arrays(scorers.to_arrays(), settings)
     np.testing.assert_array_equal(again.features(ring(2), NUM_ITEMS), scorers.features(ring(2), NUM_ITEMS))
     assert no_scorers().num_features == 0
-    assert len(no_scorers().contribution(np.array([1]), np.zeros(0))[0]) == 0
+    assert len(no_scorers().contribution(np.array([1]), np.zeros(0), no_kin())[0]) == 0
 
 
 def test_a_refit_keeps_settings_and_spread_and_reads_the_new_events() -> None:

@@ -84,7 +84,7 @@ def evaluate(
                 {"name": name, "x_label": x_label, "y_label": y_label, "points": model.training[name]}
                 for name, x_label, y_label in (
                     ("backbone loss", "epoch", "nats"),
-                    ("meta loss", "step", "LambdaLoss"),
+                    ("meta loss", "step", "1 − smooth NDCG@10"),
                     ("meta validation", "step", "NDCG@10"),
                 )
             ],

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from palate.meta.head import EPSILON, Support, gate_inputs, make_head, prior_deviation
+from palate.meta.head import EPSILON, Support, gate_inputs, make_head, prior_deviation, scorer_weights
 from palate.meta.learner import Fast, Params
 from palate.meta.table import find_learner, read_settings
 
@@ -31,7 +31,7 @@ class Adapter:
 
     def __init__(self, learner: str, settings: Mapping[str, Any], params: Params) -> None:
         num_profile, num_features = params["prior.profile"].shape
-        self._head = make_head(learner, num_features, num_profile, settings)
+        self._head = make_head(learner, num_features, num_profile, settings, len(params["scorers.weight"]))
         self._params = params
         entry = find_learner(learner)
         own = {
@@ -46,7 +46,7 @@ class Adapter:
         )
         self._nothing = torch.zeros(num_features)
         self._scales: dict[int, Float32[np.ndarray, "feature"]] = {}
-        self._gates: dict[tuple[int, bool], tuple[float, float]] = {}
+        self._gates: dict[tuple[int, bool], tuple[float, float, Tensor]] = {}
 
     def adapt(self, profile: Float[Tensor, "profile"], support: Support) -> Fast:
         """The fast weights after a support in which every event counts 1: `Head.adapt` from `Head.begin`."""
@@ -56,7 +56,7 @@ class Adapter:
         mean = self._mean(profile)
         features, scale = support.features.numpy(), self._scale(size)
         moved = self._solve(features * scale, support.target.numpy() - features @ mean.numpy())
-        to_state, to_delta = self._gate(size, bool(support.returning))
+        to_state, to_delta, scorers = self._gate(size, bool(support.returning))
         query = np.append(support.state.numpy(), np.float32(1))
         delta = moved * scale
         return {
@@ -64,6 +64,7 @@ class Adapter:
             "delta": torch.from_numpy(delta * (to_delta / _spread(delta, self._features))),
             "prior": mean,
             "popularity": params["popularity"],
+            "scorers": scorers,
             "start.weight": self._nothing,
         }
 
@@ -85,12 +86,12 @@ class Adapter:
             found = self._scales[size] = prior_deviation(self._params, torch.tensor(float(size))).numpy()
         return found
 
-    def _gate(self, size: int, returning: bool) -> tuple[float, float]:
+    def _gate(self, size: int, returning: bool) -> tuple[float, float, Float[Tensor, "scorer_feature"]]:
         found = self._gates.get((size, returning))
         if found is None:
             told = gate_inputs(torch.tensor(float(size)), torch.tensor(float(returning)))
             to_state, to_delta = softplus(self._params["gates"] @ told).tolist()
-            found = self._gates[size, returning] = to_state, to_delta
+            found = self._gates[size, returning] = to_state, to_delta, scorer_weights(self._params, told)
         return found
 
 

@@ -4,12 +4,13 @@ Fast weights together are one query vector, so scoring stays an inner product:
 
     score(i) = g_s(n) · ⟨state, vector_i⟩/σ_s + g_e(n) · ⟨Δ, feature_i⟩/σ_e + ⟨w₀, feature_i⟩ + p · popularity_i
 
-where state is what the backbone read in context, w₀ the prior mean (from nothing and from the profile), Δ what the
-learner makes of the support on top of w₀, σ the spread of each term over the catalogue, and g gates that are learned as
-functions of the support size n and of whether the list is for another visit: how far to trust in-context reading, which
-goes on with the basket at hand, and adapted weights, which know the person. Popularity has
-one weight p whatever n is: how fast it loses against taste changes from season to season, and a learned decline did
-not carry over.
+to which is added what item-item scorers say of the few items that go with the last events, ⟨c(n), evidence_i⟩ (see
+`palate.scorers`). There state is what the backbone read in context, w₀ the prior mean (from nothing and from the
+profile), Δ what the learner makes of the support on top of w₀, σ the spread of each term over the catalogue, and g and
+c are gates and weights that are learned as functions of the support size n and of whether the list is for another
+visit: how far to trust in-context reading, which goes on with the basket at hand, and adapted weights, which know the
+person. Popularity has one weight p whatever n is: how fast it loses against taste changes from season to season, and a
+learned decline did not carry over.
 
 The learner adapts a linear model on scaled features. The scale of each is the square root of a learned precision, and
 depends on the support size through the spectrum of the evidence, precision · spectrum^t(n) with a learned
@@ -28,10 +29,11 @@ from torch import Tensor
 
 from palate.meta.learner import Events, Fast, Params
 from palate.meta.model import linear_model
-from palate.meta.objectives import ranking_loss
+from palate.meta.objectives import smooth_ndcg_loss
 from palate.meta.table import build, find_learner
 
 NUM_GATE_INPUTS = 5
+_NUM_SCORER_INPUTS = 3
 _GATE_START = {"state": 0.9, "evidence": 0.45}
 _RETURN_START = {"state": -1.2, "evidence": 2.1}
 """Added before the softplus where the list is for another visit: the last basket says little of the next one."""
@@ -94,6 +96,8 @@ class Query(NamedTuple):
     """1 for the items chosen later, else 0."""
     allowed: Float[Tensor, "item"]
     """1 for the items that may be listed, 0 for those already seen."""
+    evidence: Float[Tensor, "item scorer_feature"]
+    """What the item-item scorers say of each item, given the support."""
 
 
 class Head(NamedTuple):
@@ -108,6 +112,7 @@ class Head(NamedTuple):
     prior: Callable[[Params, Profile], Fast]
     adapt: Callable[[Params, Fast, Support], Fast]
     score: Callable[[Params, Fast, Items], Float[Tensor, "item"]]
+    """Without the item-item scorers, whose weights are the fast weights "scorers"."""
     loss: Callable[[Params, Profile, Support, Query], Float[Tensor, ""]]
 
 
@@ -139,7 +144,13 @@ def catalogue_statistics(items: Items, tempered: Float[Tensor, "feature"]) -> Pa
     }
 
 
-def make_head(learner: str, num_features: int, num_profile: int, settings: Mapping[str, Any] | None = None) -> Head:
+def make_head(
+    learner: str,
+    num_features: int,
+    num_profile: int,
+    settings: Mapping[str, Any] | None = None,
+    num_scorer_features: int = 0,
+) -> Head:
     """Put a learner of the table, with its settings, under the head.
 
     Raises:
@@ -155,6 +166,7 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
         return {
             "gates": gates,
             "popularity": torch.tensor(_POPULARITY_START),
+            "scorers.weight": torch.zeros(num_scorer_features, _NUM_SCORER_INPUTS),
             "prior.bias": torch.zeros(num_features),
             "prior.profile": torch.zeros(num_profile, num_features),
             "head.log_precision": layout.precision.clone(),
@@ -184,7 +196,8 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
     def compose(
         params: Params, start: Fast, state: Tensor, mean: Tensor, moved: Tensor, count: Tensor, returning: Tensor
     ) -> Fast:
-        gates = F.softplus(params["gates"] @ gate_inputs(count, returning))
+        told = gate_inputs(count, returning)
+        gates = F.softplus(params["gates"] @ told)
         query = torch.cat([state, state.new_ones(1)])
         delta = scale_of(params, count) * moved
         return {
@@ -192,6 +205,7 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
             "delta": gates[1] * delta / _spread(delta, params["fixed.feature_covariance"]),
             "prior": mean,
             "popularity": params["popularity"],
+            "scorers": scorer_weights(params, told),
             **{_START + name: value for name, value in start.items()},
         }
 
@@ -220,7 +234,8 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
 
     def loss(params: Params, profile: Profile, support: Support, query: Query) -> Tensor:
         fast = adapt(params, prior(params, profile), support)
-        return ranking_loss(score(params, fast, query.items), query.relevant, query.allowed)
+        scores = score(params, fast, query.items) + query.evidence @ fast["scorers"]
+        return smooth_ndcg_loss(scores, query.relevant, query.allowed)
 
     return Head(params, prepare, begin, prior, adapt, score, loss)
 
@@ -228,6 +243,16 @@ def make_head(learner: str, num_features: int, num_profile: int, settings: Mappi
 def metric(params: Params) -> Float[Tensor, "feature"]:
     """How much each feature counts when two items are compared: the prior deviation of its weight, untempered."""
     return torch.exp(-0.5 * params["head.log_precision"])
+
+
+def scorer_weights(params: Params, told: Float[Tensor, "input"]) -> Float[Tensor, "scorer_feature"]:
+    """What each feature of the item-item scorers is worth, given what `gate_inputs` says.
+
+    Nothing where the list is for another visit: what goes with the last basket was there already. Weights that were
+    learned for it did harm to people held out.
+    """
+    constant, _, growing, falling, returning = told.unbind()
+    return params["scorers.weight"] @ (torch.stack([constant, growing, falling]) * (1 - returning))
 
 
 def scoring_rows(items: Items) -> ScoringRows:

@@ -19,7 +19,7 @@ from palate.backbone.batches import inputs
 from palate.backbone.ensemble import Ensemble
 from palate.backbone.sequence_model import SequenceModelConfig
 from palate.data.episodes import History
-from palate.data.event_log import from_histories
+from palate.data.event_log import EventLog, from_histories
 from palate.errors import ConfigError, DataError
 from palate.meta.head import Head, Items, Profile, Query, Support
 from palate.meta.learner import Params
@@ -27,6 +27,8 @@ from palate.meta.outer import FitConfig, run_outer_loop
 from palate.meta.quality import Quality, compare_with_chance
 from palate.meta.tasks import make_supports
 from palate.metrics import ndcg_at_k, top_k
+from palate.scorers.evidence import Scorers
+from palate.scorers.kin import Kin, no_kin
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class MetaConfig:
     """Distinct items that a held-out person needs."""
     min_query: int = 5
     """Distinct items that an episode keeps for its query."""
+    window: int = 0
+    """How many of the items to come a list is judged by: the next so many, or all (0)."""
     num_steps: int = 300
     """Steps of the outer loop (Adam)."""
     batch_size: int = 64
@@ -59,6 +63,8 @@ class MetaConfig:
             raise ConfigError(f"meta.support_sizes is {self.support_sizes}; expected sizes from 0 on")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"meta.held_out is {self.held_out}; it must be between 0 and 1")
+        if self.window < 0:
+            raise ConfigError(f"meta.window is {self.window}; it must be at least 0")
         for name in ("min_items", "min_query", "num_steps", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"meta.{name} is {getattr(self, name)}; it must be at least 1")
@@ -89,6 +95,8 @@ class Episodes(NamedTuple):
     seen: Bool[Tensor, "episode item"]
     user: Int64[Tensor, "episode"]
     """Whose it is: a row of the histories."""
+    log: EventLog
+    """The chosen items of each support, which item-item scorers read."""
 
 
 class MetaResult(NamedTuple):
@@ -160,6 +168,7 @@ def make_episodes(
     items: Items,
     sizes: Sequence[int],
     min_query: int,
+    window: int = 0,
 ) -> Episodes:
     """Make a task of each history at each of its cuts (`find_cuts`).
 
@@ -191,7 +200,7 @@ def make_episodes(
     relevant = torch.zeros(len(cuts), len(vectors), dtype=torch.bool)
     seen = torch.zeros(len(cuts), len(vectors), dtype=torch.bool)
     for episode, (row, place, _) in enumerate(cuts):
-        relevant[episode, histories[row].items[place:]] = True
+        relevant[episode, histories[row].items[place : place + window if window else None]] = True
         seen[episode, histories[row].items[:place]] = True
     return Episodes(
         torch.tensor([RETURN if returning else place for _, place, returning in cuts]),
@@ -200,6 +209,7 @@ def make_episodes(
         relevant,
         seen,
         users,
+        from_histories(supports),
     )
 
 
@@ -207,6 +217,7 @@ def meta_train(
     head: Head,
     params: Params,
     items: Items,
+    scorers: Scorers,
     train: Episodes,
     validation: Episodes,
     config: MetaConfig,
@@ -224,15 +235,23 @@ def meta_train(
     """
     rng = np.random.default_rng(seed)
 
-    def episode_loss(weights: Params, profile: Profile, support: Support, relevant: Tensor, allowed: Tensor) -> Tensor:
-        return head.loss(weights, profile, support, Query(items, relevant, allowed))
+    def episode_loss(
+        weights: Params, profile: Profile, support: Support, relevant: Tensor, allowed: Tensor, evidence: Tensor
+    ) -> Tensor:
+        return head.loss(weights, profile, support, Query(items, relevant, allowed, evidence))
 
-    losses = vmap(episode_loss, in_dims=(None, 0, 0, 0, 0))
+    # Every support size counts the same, as in validation, however many episodes there are of it.
+    _, group, counts = np.unique(train.size.numpy(), return_inverse=True, return_counts=True)
+    share = 1 / counts[group] / len(counts)
+    batch_size = min(config.batch_size, len(train.size))
+
+    losses = vmap(episode_loss, in_dims=(None, 0, 0, 0, 0, 0))
 
     def batch_loss(weights: Params) -> Tensor:
-        chosen = torch.from_numpy(rng.choice(len(train.size), min(config.batch_size, len(train.size)), False))
-        batch = take(train, chosen)
-        return losses(weights, batch.profile, batch.support, batch.relevant.float(), (~batch.seen).float()).mean()
+        batch = take(train, torch.from_numpy(rng.choice(len(train.size), batch_size, False, share)))
+        evidence = torch.from_numpy(scorers.features(batch.log, len(items.bias)))
+        allowed = (~batch.seen).float()
+        return losses(weights, batch.profile, batch.support, batch.relevant.float(), allowed, evidence).mean()
 
     def pull(weights: Params) -> Tensor:
         means = [weight.square().sum() for name, weight in weights.items() if name.startswith("prior.")]
@@ -241,7 +260,7 @@ def meta_train(
     result = run_outer_loop(
         head.prepare(params, train.profile.features),
         batch_loss,
-        lambda weights: validate(head, weights, items, validation),
+        lambda weights: validate(head, weights, items, scorers, validation),
         FitConfig(config.num_steps, config.batch_size, config.learning_rate, 0.0, config.validate_every, math.inf),
         name=f"meta-training of {config.learner}",
         maximise=True,
@@ -249,7 +268,7 @@ def meta_train(
         on_step=on_step,
     )
     quality = compare_with_chance(
-        _ndcg(validation, lambda some: score_supports(head, result.params, items, some.profile, some.support).numpy()),
+        _ndcg(validation, lambda some: _scores(head, result.params, items, scorers, some)),
         _ndcg(validation, lambda some: _random_scores(some, seed)),
         validation.user.numpy(),
     )
@@ -257,9 +276,9 @@ def meta_train(
 
 
 @torch.no_grad()
-def validate(head: Head, params: Params, items: Items, episodes: Episodes) -> float:
+def validate(head: Head, params: Params, items: Items, scorers: Scorers, episodes: Episodes) -> float:
     """Mean over support sizes of the mean NDCG@10 over people, seen items removed."""
-    values = _ndcg(episodes, lambda some: score_supports(head, params, items, some.profile, some.support).numpy())
+    values = _ndcg(episodes, lambda some: _scores(head, params, items, scorers, some))
     sizes = episodes.size.numpy()
     return float(np.mean([values[sizes == size].mean() for size in np.unique(sizes)]))
 
@@ -279,6 +298,12 @@ def _ndcg(
     return np.concatenate(parts)
 
 
+def _scores(
+    head: Head, params: Params, items: Items, scorers: Scorers, some: Episodes
+) -> Float[np.ndarray, "some item"]:
+    return score_supports(head, params, items, scorers, some.profile, some.support, some.log)
+
+
 def _random_scores(episodes: Episodes, seed: int) -> Float[np.ndarray, "episode item"]:
     """One order for each person, whatever the episode: a model's lists for one person are much alike too."""
     num_items = episodes.seen.shape[1]
@@ -286,15 +311,28 @@ def _random_scores(episodes: Episodes, seed: int) -> Float[np.ndarray, "episode 
 
 
 def score_supports(
-    head: Head, params: Params, items: Items, profile: Profile, support: Support
-) -> Float[Tensor, "user item"]:
-    """Adapt and score many people at once; profile and support carry a leading user axis."""
+    head: Head,
+    params: Params,
+    items: Items,
+    scorers: Scorers,
+    profile: Profile,
+    support: Support,
+    log: EventLog,
+    kin: Kin | None = None,
+) -> Float[np.ndarray, "user item"]:
+    """Adapt and score many people at once.
 
-    def one(profile: Profile, support: Support) -> Tensor:
+    Profile and support carry a leading user axis; the log has the chosen items of each support. `kin` are those of the
+    items that came after training, where there are any.
+    """
+
+    def one(profile: Profile, support: Support) -> tuple[Tensor, Tensor]:
         fast = head.adapt(params, head.prior(params, profile), support)
-        return head.score(params, fast, items)
+        return head.score(params, fast, items), fast["scorers"]
 
-    scores: Tensor = vmap(one)(profile, support)
+    found, weights = vmap(one)(profile, support)
+    scores: Float[np.ndarray, "user item"] = found.numpy()
+    scorers.add_to(scores, log, weights.numpy(), kin or no_kin())
     return scores
 
 
@@ -307,4 +345,5 @@ def take(episodes: Episodes, rows: Int64[Tensor, "row"]) -> Episodes:
         episodes.relevant[rows],
         episodes.seen[rows],
         episodes.user[rows],
+        episodes.log.take(rows.numpy()),
     )

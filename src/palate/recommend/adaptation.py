@@ -20,6 +20,8 @@ from palate.meta.head import Head, Items, Profile, make_head
 from palate.meta.learner import Fast, Params
 from palate.meta.tasks import make_support, make_supports
 from palate.meta.training import score_supports
+from palate.scorers.evidence import Scorers
+from palate.scorers.kin import Kin
 
 _TOGETHER = 256
 """People who are adapted to at once: the features of their supports are in memory together."""
@@ -27,11 +29,12 @@ _TOGETHER = 256
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Adaptation:
-    """The backbone that reads a history and the head that adapts; neither may change afterwards."""
+    """The backbone that reads a history, the head that adapts and the item-item scorers; none may change afterwards."""
 
     config: Config
     backbone: Ensemble
     params: Params
+    scorers: Scorers
 
     def adapt(self, items: Items, history: History, profile: Float[Tensor, "profile"]) -> Fast:
         """One person's fast weights: what `score_many` scores with, without the cost of vectorising."""
@@ -46,13 +49,13 @@ class Adaptation:
             return self._adapter.rest(profile)
 
     def score_many(
-        self, items: Items, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
+        self, items: Items, kin: Kin, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
     ) -> Float[np.ndarray, "user item"]:
         """Adapt to many people and score all items for each."""
         scores = np.zeros((len(histories), len(items.popularity)), np.float32)
         for start in range(0, len(histories), _TOGETHER):
             some = slice(start, start + _TOGETHER)
-            scores[some] = self._score_some(items, histories[some], profiles[some])
+            scores[some] = self._score_some(items, kin, histories[some], profiles[some])
         return scores
 
     def backbone_scores(
@@ -64,15 +67,16 @@ class Adaptation:
         return np.asarray(scores.numpy())
 
     def _score_some(
-        self, items: Items, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
+        self, items: Items, kin: Kin, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
     ) -> Float[np.ndarray, "user item"]:
         with torch.inference_mode():
             states = self._states(items, histories, profiles)
             before = self._states(items, [EMPTY_HISTORY] * len(histories), profiles)
             recent = [history.tail(self.config.model.max_events) for history in histories]
             supports = make_supports(recent, items.features, states)
-            scores = score_supports(self._head, self.params, items, Profile(profiles, before), supports)
-        return np.asarray(scores.numpy())
+            log = from_histories(recent)
+            profile, log = Profile(profiles, before), from_histories(recent)
+            return score_supports(self._head, self.params, items, self.scorers, profile, supports, log, kin)
 
     def _states(
         self, items: Items, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
@@ -84,7 +88,8 @@ class Adaptation:
     @cached_property
     def _head(self) -> Head:
         num_profile, num_features = self.params["prior.profile"].shape
-        return make_head(self.config.meta.learner, num_features, num_profile, self.config.learner)
+        num_scorers = self.scorers.num_features
+        return make_head(self.config.meta.learner, num_features, num_profile, self.config.learner, num_scorers)
 
     @cached_property
     def _adapter(self) -> Adapter:

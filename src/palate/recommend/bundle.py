@@ -30,8 +30,10 @@ from palate.meta.head import Items
 from palate.meta.item_tasks import ItemPosterior
 from palate.meta.learner import Params
 from palate.recommend.item_table import ItemTable
+from palate.scorers.evidence import Scorers
+from palate.scorers.kin import Kin
 
-FORMAT = 5
+FORMAT = 6
 _MODEL, _USERS, _VOCABULARY, _NAMES = FILES = (
     "model.safetensors",
     "people.safetensors",
@@ -48,6 +50,7 @@ class Bundle:
     model_id: str
     backbone: Ensemble
     params: Params
+    scorers: Scorers
     item_table: ItemTable
     profile_encoder: AttributeEncoder
     users: Mapping[str, History]
@@ -56,9 +59,9 @@ class Bundle:
     trained_until: float
 
 
-def identify(backbone: Ensemble, params: Params, items: ItemTable) -> str:
+def identify(backbone: Ensemble, params: Params, scorers: Scorers, items: ItemTable) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of everything that was trained or fitted."""
-    return hashlib.sha256(save(_weights(backbone, params, items))).hexdigest()[:16]
+    return hashlib.sha256(save(_weights(backbone, params, scorers, items))).hexdigest()[:16]
 
 
 def to_files(bundle: Bundle) -> dict[str, bytes]:
@@ -76,9 +79,10 @@ def to_files(bundle: Bundle) -> dict[str, bytes]:
         "profile_encoder": bundle.profile_encoder.to_dict(),
         "users": list(bundle.users),
         "training": dict(bundle.training),
+        "scorers": {name: scorer.setting for name, scorer in bundle.scorers.fitted.items()},
     }
     return {
-        _MODEL: save(_weights(bundle.backbone, bundle.params, items) | _derived(items)),
+        _MODEL: save(_weights(bundle.backbone, bundle.params, bundle.scorers, items) | _derived(items)),
         _USERS: save(_of_users(bundle)),
         _VOCABULARY: items.vocabulary.to_json().encode(),
         _NAMES: json.dumps(names, ensure_ascii=False).encode(),
@@ -115,10 +119,11 @@ def refusing_what_is_no_model(where: object) -> Iterator[None]:
         raise ModelError(str(error) if str(error).startswith(str(where)) else f"{where}: {error}") from None
 
 
-def _weights(backbone: Ensemble, params: Params, items: ItemTable) -> dict[str, Tensor]:
+def _weights(backbone: Ensemble, params: Params, scorers: Scorers, items: ItemTable) -> dict[str, Tensor]:
     """Everything that was trained or fitted."""
     tensors = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     tensors |= {f"params.{name}": value for name, value in params.items()}
+    tensors |= {f"scorers.{name}": torch.from_numpy(value) for name, value in scorers.to_arrays().items()}
     tensors |= {
         "content": backbone.models()[0].items.content,
         "content_rotation.mean": items.content_rotation.mean,
@@ -137,7 +142,7 @@ def _derived(items: ItemTable) -> dict[str, Tensor]:
         for part, values in parts.items()
         if values is not None
         for name, value in values._asdict().items()
-    }
+    } | {f"kin.{name}": torch.from_numpy(value) for name, value in items.kin._asdict().items()}
 
 
 def _of_users(bundle: Bundle) -> dict[str, Tensor]:
@@ -195,6 +200,7 @@ def _assemble(
         ),
         unseen_popularity=names["unseen_popularity"],
         posterior=ItemPosterior(**part("item_posterior.")),
+        kin=Kin(**{name: value.numpy() for name, value in part("kin.").items()}),
         base=Items(**part("base.")) if "base.features" in tensors else None,
     )
     return Bundle(
@@ -202,6 +208,7 @@ def _assemble(
         model_id=names["model_id"],
         backbone=backbone,
         params=part("params."),
+        scorers=Scorers.from_arrays({k: v.numpy() for k, v in part("scorers.").items()}, names["scorers"]),
         item_table=items,
         profile_encoder=profile_encoder,
         users=_histories(people, names["users"]),

@@ -28,6 +28,7 @@ from palate.meta.head import Items, ScoringRows, scoring_rows
 from palate.meta.item_choices import ItemChoices
 from palate.meta.item_tasks import ItemPosterior, ItemTaskConfig
 from palate.recommend.content import encode_content
+from palate.scorers.kin import Kin, find_kin
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,6 +50,8 @@ class ItemTable:
     unseen_popularity: float
     posterior: ItemPosterior
     """How rows follow events after training."""
+    kin: Kin
+    """The relatives by content of the items that came after training."""
     base: Items | None = None
     """The rows before any such events, where `rows` has taken some in."""
 
@@ -105,8 +108,9 @@ class ItemTable:
             vectors: what the backbone makes of their content.
         """
         titles, ids = catalog.titles(), tuple(catalog.frame["item_id"])
+        turned = self.content_rotation(content)
         added = Items(
-            self.space.new_items(self.content_rotation(content), vectors),
+            self.space.new_items(turned, vectors),
             vectors,
             self.rows.bias[: self.num_trained].min().expand(len(vectors)),
             torch.full((len(vectors),), self.unseen_popularity),
@@ -117,6 +121,7 @@ class ItemTable:
             base=None if self.base is None else _joined(self.base, added),
             vocabulary=Vocabulary((*self.vocabulary.ids, *ids)),
             titles=(*self.titles, *(titles[name] for name in ids)),
+            kin=self.kin.joined(find_kin(self._known_content, turned.numpy())),
         )
 
     def no_choices(self, half_life: float) -> ItemChoices:
@@ -171,6 +176,13 @@ class ItemTable:
     def without_choices(self) -> "ItemTable":
         """The table as it is before any events after training."""
         return self if self.base is None else replace(self, rows=self.base, base=None)
+
+    @property
+    def _known_content(self) -> Float[np.ndarray, "known content"]:
+        """The content of the items in training: the features between their evidence and their vectors."""
+        content, vector = (rotation.axes.shape[1] for rotation in (self.content_rotation, self.space.vector_rotation))
+        features = self.rows_of_training.features[: self.num_trained]
+        return np.asarray(features[:, features.shape[1] - vector - content : features.shape[1] - vector].numpy())
 
     @property
     def _ids(self) -> pl.Series:

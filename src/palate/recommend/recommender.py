@@ -39,6 +39,7 @@ from palate.recommend.profile_input import encode_profile
 from palate.recommend.ranking import Ranked, rank_all, rank_by_index, sample_histories
 from palate.recommend.retrieval import Index, RetrievalConfig, build_index
 from palate.recommend.state import State
+from palate.scorers.evidence import Scorers
 
 
 class Recommendation(NamedTuple):
@@ -72,6 +73,8 @@ class Recommender:
     backbone: Ensemble
     params: Params
     """Of the head."""
+    scorers: Scorers
+    """What goes with what."""
     item_table: ItemTable
     profile_encoder: AttributeEncoder
     users: Mapping[str, History]
@@ -211,15 +214,21 @@ class Recommender:
         Only items that are `allowed` (None: all) and not `excluded`; fewer where fewer are left. The state must be this
         model's, which is not checked here.
         """
+        recent = state.history.tail(self.config.model.max_events).items
+        filters: dict[str, Any] = {
+            "evidence": self.scorers.contribution(recent, state.fast["scorers"].numpy(), self.item_table.kin),
+            "allowed": allowed,
+            "excluded": excluded,
+        }
         if len(self.vocabulary) > self.retrieval.dense_until:
-            return rank_by_index(self._index, state.fast, k, allowed=allowed, excluded=excluded)
-        return rank_all(self.item_table.scoring_rows, state.fast, k, allowed=allowed, excluded=excluded)
+            return rank_by_index(self._index, self.items, state.fast, k, **filters)
+        return rank_all(self.item_table.scoring_rows, state.fast, k, **filters)
 
     def score_many(
         self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
     ) -> Float[np.ndarray, "user item"]:
         """Adapt to many people at once and score the whole catalogue for each: `adapt` + `score`, batched."""
-        return self._adaptation.score_many(self.items, histories, profiles)
+        return self._adaptation.score_many(self.items, self.item_table.kin, histories, profiles)
 
     def backbone_scores(
         self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
@@ -376,7 +385,7 @@ class Recommender:
 
     @cached_property
     def _adaptation(self) -> Adaptation:
-        return Adaptation(self.config, self.backbone, self.params)
+        return Adaptation(self.config, self.backbone, self.params, self.scorers)
 
     @cached_property
     def _explainer(self) -> Explainer:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, Int64
 
 from palate.data.event_log import EventLog
 from palate.scorers.item_item import SCORERS, ItemItem, ItemItemConfig, Setting
+from palate.scorers.kin import Kin
 
 LEAST = 1e-3
 """ε: evidence below this counts as none in the logarithm."""
@@ -36,6 +37,11 @@ class Scorers:
     def num_features(self) -> int:
         """Two a scorer, in the order of the scorers."""
         return PER_SCORER * len(self.fitted)
+
+    @property
+    def num_items(self) -> int:
+        """Items that were there when the scorers were fitted."""
+        return next((scorer.num_items for scorer in self.fitted.values()), 0)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Everything but the settings, by name."""
@@ -64,24 +70,48 @@ class Scorers:
         return found
 
     def add_to(
-        self, scores: Float32[np.ndarray, "user item"], log: EventLog, weights: Float[np.ndarray, "user feature"]
+        self,
+        scores: Float32[np.ndarray, "user item"],
+        log: EventLog,
+        weights: Float[np.ndarray, "user feature"],
+        kin: Kin,
     ) -> None:
-        """Add what the features are worth to everyone's scores, in place."""
+        """Add what the features are worth to everyone's scores, in place; `kin` are those of items after the fit."""
+        if not self.fitted:
+            return
+        added = np.zeros((log.num_users, self.num_items), np.float32)
         for place, scorer in enumerate(self.fitted.values()):
             evidence = scorer.evidence(log)
             linear, logarithm = (weights / self.spread).T[PER_SCORER * place : PER_SCORER * (place + 1), :, None]
-            scores[:, : scorer.num_items] += linear * evidence + logarithm * _log(evidence)
+            added += linear * evidence + logarithm * _log(evidence)
+        scores[:, : self.num_items] += added
+        scores[:, self.num_items : self.num_items + len(kin.items)] += kin.inherit(added)
 
     def contribution(
+        self, chosen: Int64[np.ndarray, "event"], weights: Float[np.ndarray, "feature"], kin: Kin
+    ) -> tuple[Int64[np.ndarray, "item"], Float32[np.ndarray, "item"]]:
+        """The items of which a person's events, the oldest first, say anything, and what that adds to each score.
+
+        `kin` are those of the items that came after the fit.
+        """
+        items, added = self._of_known(chosen, weights)
+        if not len(kin.items) or not len(items):
+            return items, added
+        known = np.zeros(self.num_items, np.float32)
+        known[items] = added
+        inherited = kin.inherit(known)
+        new = np.flatnonzero(inherited)
+        return np.concatenate([items, self.num_items + new]), np.concatenate([added, inherited[new]])
+
+    def _of_known(
         self, chosen: Int64[np.ndarray, "event"], weights: Float[np.ndarray, "feature"]
     ) -> tuple[Int64[np.ndarray, "item"], Float32[np.ndarray, "item"]]:
-        """The items of which a person's events, the oldest first, say anything, and what that adds to each score."""
         worth = (weights / self.spread).tolist()
         named = [scorer.neighbours(chosen) for scorer in self.fitted.values()]
         together = np.concatenate([np.zeros(0, np.int32), *(items for items, _ in named)])
         if not len(together):
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
-        size = next(iter(self.fitted.values())).num_items
+        size = self.num_items
         if size <= _DENSE * len(together):
             items, places, size = np.arange(size), together, size
         else:
