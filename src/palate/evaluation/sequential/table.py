@@ -12,6 +12,7 @@ from palate.evaluation.sequential.data import SequenceData
 from palate.evaluation.sequential.floors import FLOORS, FloorEntry, choose_floor
 from palate.evaluation.sequential.leave_one_out import Held
 from palate.evaluation.sequential.palate_models import RECIPES, content_of, with_content
+from palate.evaluation.sequential.served_models import fit_recommender, scorer_of
 from palate.recommend.sequence import fit_sequences
 
 
@@ -74,10 +75,24 @@ def _fit_palate(bench: Bench, informed: bool) -> Fitted:
     return Fitted(scorer, scorer.settings, {"sequence model alone": scorer.alone(), "one member alone": first})
 
 
+def _fit_recommender(bench: Bench, informed: bool) -> Fitted:
+    folder = bench.folder / ("served, informed" if informed else "served, ids")
+    model = fit_recommender(bench.data, informed=informed, seed=bench.seed, folder=folder, say=bench.say)
+    chosen = {name: scorer.setting._asdict() for name, scorer in model.scorers.fitted.items()}
+    validation = model.training["meta validation"]
+    return Fitted(
+        scorer_of(model, bench.data),
+        {"model": model.model_id, "item-item": chosen, "NDCG@10 of held-out people, step by step": validation},
+        {"backbone alone": scorer_of(model, bench.data, backbone_alone=True)},
+    )
+
+
 MODELS: Mapping[str, ModelEntry] = {
     **{name: ModelEntry("floor", partial(_fit_floor, entry=entry), by_chance=False) for name, entry in FLOORS.items()},
     "Palate": ModelEntry("palate", partial(_fit_palate, informed=False), by_chance=True),
     "Palate with content": ModelEntry("palate", partial(_fit_palate, informed=True), by_chance=True),
+    "Palate, as served": ModelEntry("palate", partial(_fit_recommender, informed=False), by_chance=True),
+    "Palate with content, as served": ModelEntry("palate", partial(_fit_recommender, informed=True), by_chance=True),
 }
 
 
