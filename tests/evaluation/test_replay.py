@@ -16,6 +16,7 @@ from palate.data.episodes import build_histories
 from palate.errors import ConfigError, ModelError
 from palate.evaluation.replay import MISS, Replay, compare, gate, replay, window_start
 from palate.recommend import Recommender
+from palate.scorers.kin import no_kin
 
 CUT = datetime(2024, 1, 1) + timedelta(days=140)
 SINCE = (CUT - datetime(1970, 1, 1)).total_seconds()
@@ -86,6 +87,7 @@ def test_an_item_that_one_model_does_not_know_is_a_miss_for_it(model: Recommende
         vocabulary=type(model.vocabulary)(model.vocabulary.ids[: model.num_trained]),
         titles=model.titles[: model.num_trained],
         rows=type(model.items)(*(column[: model.num_trained] for column in model.items)),
+        kin=no_kin(),
     )
     small = replace(model, item_table=fewer)
     found = replay({"large": model, "small": small}, shop, SINCE, 10_000)

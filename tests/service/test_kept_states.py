@@ -443,4 +443,4 @@ def test_the_bytes_are_safetensors_without_what_the_model_has(shop_home: Shop) -
     asyncio.run(main())
     payload = shop_home.states()["one"].payload
     header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
-    assert set(header) == {"delta", "seal", "state"}
+    assert set(header) == {"delta", "scorers", "seal", "state"}

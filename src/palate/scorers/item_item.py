@@ -36,7 +36,7 @@ class ItemItemConfig:
     """Weight of an event relative to the one after it."""
     width: int = 256
     """Weights that are kept of each item's row, the largest ones."""
-    most_items: int = 12_288
+    most_items: int = 8_192
     """Items that EASE and neighbours are fitted on, the most chosen ones: a dense matrix of them is held in memory."""
 
     def __post_init__(self) -> None:
