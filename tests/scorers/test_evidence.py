@@ -88,6 +88,12 @@ def test_sums_over_named_items_are_those_over_all(dense: int, monkeypatch: pytes
     np.testing.assert_allclose(found, whole[0], rtol=1e-4, atol=1e-4)
 
 
+def test_weights_of_nothing_cost_nothing() -> None:
+    """As for a list that is for another visit."""
+    items, added = chosen_on(ring(1)).contribution(np.array([3, 4]), np.zeros(6, np.float32), no_kin())
+    assert len(items) == len(added) == 0
+
+
 def test_little_evidence_counts_as_none_in_the_logarithm() -> None:
     scorers = chosen_on(ring(1))
     nothing = scorers.features(from_sequences([[]]), NUM_ITEMS)

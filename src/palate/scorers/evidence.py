@@ -106,7 +106,9 @@ class Scorers:
     def _of_known(
         self, chosen: Int64[np.ndarray, "event"], weights: Float[np.ndarray, "feature"]
     ) -> tuple[Int64[np.ndarray, "item"], Float32[np.ndarray, "item"]]:
-        worth = (weights / self.spread).tolist()
+        if not weights.any():
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        worth = (weights / self.spread).astype(np.float32)
         named = [scorer.neighbours(chosen) for scorer in self.fitted.values()]
         together = np.concatenate([np.zeros(0, np.int32), *(items for items, _ in named)])
         if not len(together):
@@ -117,14 +119,15 @@ class Scorers:
         else:
             items, places = np.unique(together, return_inverse=True)
             size = len(items)
-        added, start = np.zeros(size, np.float64), 0
+        added, start = np.zeros(size, np.float32), 0
         for number, (own, values) in enumerate(named):
             if len(own):
-                evidence = np.bincount(places[start : start + len(own)], values, size)
+                # Sums in double, logarithms in single precision, which take a tenth of the time.
+                evidence = np.bincount(places[start : start + len(own)], values, size).astype(np.float32)
                 start += len(own)
                 added += worth[PER_SCORER * number] * evidence
-                added += worth[PER_SCORER * number + 1] * np.log(np.maximum(evidence, LEAST) * (1 / LEAST))
-        return items.astype(np.int64), added.astype(np.float32)
+                added += worth[PER_SCORER * number + 1] * _log(evidence)
+        return items.astype(np.int64), added
 
 
 def no_scorers() -> Scorers:
@@ -145,6 +148,6 @@ def refit(scorers: Scorers, log: EventLog, num_items: int, config: ItemItemConfi
     return Scorers(fitted, scorers.spread)
 
 
-def _log(evidence: Float32[np.ndarray, "user item"]) -> Float32[np.ndarray, "user item"]:
-    found: Float32[np.ndarray, "user item"] = np.log(np.maximum(evidence, np.float32(LEAST)) * np.float32(1 / LEAST))
+def _log(evidence: Float32[np.ndarray, "*user item"]) -> Float32[np.ndarray, "*user item"]:
+    found: Float32[np.ndarray, "*user item"] = np.log(np.maximum(evidence, np.float32(LEAST)) * np.float32(1 / LEAST))
     return found
