@@ -88,6 +88,14 @@ def test_sums_over_named_items_are_those_over_all(dense: int, monkeypatch: pytes
     np.testing.assert_allclose(found, whole[0], rtol=1e-4, atol=1e-4)
 
 
+def test_only_items_of_which_something_is_said_are_named() -> None:
+    """However the sums are made: an index scores what is named one by one."""
+    scorers = chosen_on(ring(1), replace(CONFIG, width=2))
+    items, added = scorers.contribution(np.array([3]), np.ones(6, np.float32), no_kin())
+    assert 0 < len(items) <= 6
+    assert added.all()
+
+
 def test_weights_of_nothing_cost_nothing() -> None:
     """As for a list that is for another visit."""
     items, added = chosen_on(ring(1)).contribution(np.array([3, 4]), np.zeros(6, np.float32), no_kin())

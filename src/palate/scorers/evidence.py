@@ -127,7 +127,8 @@ class Scorers:
                 start += len(own)
                 added += worth[PER_SCORER * number] * evidence
                 added += worth[PER_SCORER * number + 1] * _log(evidence)
-        return items.astype(np.int64), added
+        said = np.flatnonzero(added)  # of the whole catalogue few are; an index asks for these one by one
+        return items[said].astype(np.int64), added[said]
 
 
 def no_scorers() -> Scorers:
