@@ -54,7 +54,7 @@ def test_the_best_that_may_be_listed(seed: int, k: int, excluded: set[int], allo
     places, scores = rank_all(ROWS, weights, k, evidence=evidence, allowed=mask, excluded=named)
     assert places.tolist() == by_hand(weights, evidence, left, k)
     assert (np.diff(scores) <= 0).all()
-    found, values = rank_by_index(INDEX, ITEMS, weights, k, evidence=evidence, allowed=mask, excluded=named)
+    found, values = rank_by_index(INDEX, weights, k, evidence=evidence, allowed=mask, excluded=named)
     assert found.tolist() == places.tolist()
     np.testing.assert_allclose(values, scores, atol=1e-5)
 

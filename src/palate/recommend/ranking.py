@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 
 from palate.data.episodes import History
-from palate.meta.head import Items, ScoringRows, score_rows, scoring_rows, search_query
+from palate.meta.head import ScoringRows, score_rows, search_query
 from palate.meta.learner import Fast
 from palate.metrics import NO_ITEM, top_k
 from palate.recommend.retrieval import Index
@@ -46,7 +46,6 @@ def rank_all(
 
 def rank_by_index(
     index: Index,
-    items: Items,
     fast: Fast,
     k: int,
     *,
@@ -66,11 +65,8 @@ def rank_by_index(
     query = search_query(fast).float()[None].numpy()
     found = index.search(query, k, allowed=allowed, excluded=[np.union1d(excluded, named)])
     listed = found.items[0] != NO_ITEM
-    with torch.inference_mode():
-        rows = torch.from_numpy(named)
-        known = score_rows(fast, scoring_rows(Items(*(column[rows] for column in items)))).numpy() + added
     places = np.concatenate([found.items[0][listed], named])
-    scores = np.concatenate([found.scores[0][listed], known])
+    scores = np.concatenate([found.scores[0][listed], index.products(query[0], named) + added])
     # The order of the index among equal ones: the lower number first.
     best = np.lexsort((places, -scores))[:k]
     return places[best], scores[best]

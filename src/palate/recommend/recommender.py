@@ -221,7 +221,7 @@ class Recommender:
             "excluded": excluded,
         }
         if len(self.vocabulary) > self.retrieval.dense_until:
-            return rank_by_index(self._index, self.items, state.fast, k, **filters)
+            return rank_by_index(self._index, state.fast, k, **filters)
         return rank_all(self.item_table.scoring_rows, state.fast, k, **filters)
 
     def score_many(
