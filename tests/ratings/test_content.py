@@ -33,7 +33,7 @@ def content() -> ItemContent:
 
 
 def kernel(content: ItemContent, name: str) -> np.ndarray:
-    return content.kernels[..., content.names.index(name)].double().numpy()
+    return content.kernels.values[..., content.names.index(name)].double().numpy()
 
 
 def test_every_kernel_is_a_covariance_with_a_mean_of_one(content: ItemContent) -> None:
@@ -88,7 +88,7 @@ def test_kernels_are_chosen_by_name(content: ItemContent) -> None:
     names = taste_kernels(SPEC, content.names)
     assert names == ("label", "maker", "text", "text-near", "text-sharp", "label × made")
     chosen = content.select(names)
-    assert chosen.kernels.shape == (5, 5, 6)
+    assert chosen.kernels.values.shape == (5, 5, 6)
     np.testing.assert_array_equal(kernel(chosen, "text"), kernel(content, "text"))
     with pytest.raises(ConfigError, match="no kernel is called 'genre'; choose from label, maker"):
         content.select(["genre"])
@@ -97,7 +97,9 @@ def test_kernels_are_chosen_by_name(content: ItemContent) -> None:
 def test_the_order_of_the_rows_is_free(content: ItemContent) -> None:
     order = [3, 1, 4, 0, 2]
     turned = item_content(ITEMS[order], SPEC, encode)
-    np.testing.assert_allclose(turned.kernels.numpy(), content.kernels[order][:, order].numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        turned.kernels.values.numpy(), content.kernels.values[order][:, order].numpy(), atol=1e-5
+    )
 
 
 def test_what_cannot_be_read_is_named() -> None:

@@ -9,6 +9,7 @@ from palate.errors import ConfigError, DataError, NumericalError
 from palate.ratings.factors import FactorConfig
 from palate.ratings.gaussian_process import KernelWeights, fit_weights, predict
 from palate.ratings.knowledge import Knowledge, KnowledgeConfig, fit_knowledge, joined
+from palate.ratings.likeness import KernelTable
 from palate.ratings.tasks import Ratings
 
 USERS, ITEMS, NEW = 120, 40, 4
@@ -17,7 +18,7 @@ CONFIG = KnowledgeConfig(FactorConfig(2, 10), num_folds=3, num_fold_sweeps=4)
 
 class World(NamedTuple):
     ratings: Ratings
-    kernels: Tensor
+    kernels: KernelTable
     bias: np.ndarray
 
 
@@ -32,7 +33,7 @@ def make_world(seed: int = 0) -> World:
     users, items = np.nonzero(rated)
     near = np.exp(-0.5 * ((place[:, None] - place) / 0.5) ** 2)
     kernels = torch.from_numpy(np.stack([near, np.eye(ITEMS)], -1)).float()
-    return World(Ratings(users, items, values[rated].clip(0, 6)), kernels, bias)
+    return World(Ratings(users, items, values[rated].clip(0, 6)), KernelTable(kernels), bias)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ class TestGaussianProcess:
         targets, variance = rng.normal(size=(9, 2)), rng.uniform(0.1, 0.5, 9)
         weights = KernelWeights(torch.tensor([0.8, 0.1]), 0.2, 0.7)
         mean, spread = predict(world.kernels, rows, targets, variance, weights)
-        covariance = (world.kernels.double() @ weights.kernels.double()).numpy()
+        covariance = (world.kernels.values.double() @ weights.kernels.double()).numpy()
         centre, scale = targets.mean(0), targets.std(0)  # of all rows: leaving one out leaves its share in these
         standard = (targets - centre) / scale
         noise = 0.2 + 0.7 * variance + 1e-3
@@ -69,13 +70,13 @@ class TestGaussianProcess:
         near, far = (np.exp(-0.5 * ((places[:, None] - places) / 0.5) ** 2) for places in rng.uniform(-2, 2, (2, 150)))
         targets = rng.multivariate_normal(np.zeros(150), near + 0.05 * np.eye(150), 3).T
         kernels = torch.from_numpy(np.stack([far, near], -1)).float()
-        weights = fit_weights(kernels, np.arange(150), targets, np.full(150, 0.1), seed=0)
+        weights = fit_weights(KernelTable(kernels), np.arange(150), targets, np.full(150, 0.1), seed=0)
         assert weights.kernels[1] > 5 * weights.kernels[0]
         assert weights.floor + 0.1 * weights.slope < 0.2
 
     def test_what_is_no_covariance_is_named(self) -> None:
         with pytest.raises(NumericalError, match="no Cholesky factor at step 1"):
-            fit_weights(-9 * torch.eye(5)[..., None], np.arange(5), np.eye(5), np.ones(5), seed=0)
+            fit_weights(KernelTable(-9 * torch.eye(5)[..., None]), np.arange(5), np.eye(5), np.ones(5), seed=0)
 
 
 class TestJoined:
@@ -150,8 +151,8 @@ def test_what_cannot_be_used_is_said(world: World) -> None:
     cases: list[tuple[Ratings, Tensor, str]] = [
         (few, world.kernels, "5 training users are too few for 3 folds"),
         (flat, world.kernels, r"all training ratings are 3\.0"),
-        (world.ratings, world.kernels[:5, :5], r"kernels are \(5, 5, 2\); expected \(40, 40, at least 1\)"),
-        (world.ratings, world.kernels[..., :0], "at least 1"),
+        (world.ratings, KernelTable(world.kernels.values[:5, :5]), "2 kernels of 5 items; expected at least 1 of 40"),
+        (world.ratings, KernelTable(world.kernels.values[..., :0]), "0 kernels of 40 items; expected at least 1 of 40"),
     ]
     for ratings, kernels, match in cases:
         with pytest.raises(DataError, match=match):

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from palate.errors import ConfigError, DataError
+from palate.ratings.likeness import KernelTable
 
 Kernel = Float[np.ndarray, "item item"]
 _NEAR, _SHARP = 0.3, 0.15  # how fast likeness falls with the cosine of two texts
@@ -70,7 +71,7 @@ class ItemContent:
 
     names: tuple[str, ...]
     """Of the kernels."""
-    kernels: Float[Tensor, "item item kernel"]
+    kernels: KernelTable
     """Likeness of each pair."""
     features: Float[Tensor, "item feature"]
     """About the size of 1."""
@@ -85,7 +86,7 @@ class ItemContent:
             if name not in self.names:
                 raise ConfigError(f"no kernel is called {name!r}; choose from {', '.join(self.names)}")
         kept = [self.names.index(name) for name in names]
-        return replace(self, names=tuple(names), kernels=self.kernels[..., kept].contiguous())
+        return replace(self, names=tuple(names), kernels=KernelTable(self.kernels.values[..., kept].contiguous()))
 
 
 def item_content(
@@ -137,7 +138,7 @@ def item_content(
             kernels[f"{left} × {right}"] = kernels[left] * kernels[right]
     stacked = torch.stack([torch.from_numpy(_normalised(kernel)).float() for kernel in kernels.values()], -1)
     joined = np.concatenate(features, 1) if features else np.zeros((items.height, 0))
-    return ItemContent(tuple(kernels), stacked, torch.from_numpy(joined).float())
+    return ItemContent(tuple(kernels), KernelTable(stacked), torch.from_numpy(joined).float())
 
 
 def taste_kernels(spec: ContentSpec, names: Sequence[str]) -> tuple[str, ...]:

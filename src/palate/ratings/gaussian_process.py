@@ -13,10 +13,12 @@ from torch import Tensor
 from torch._C import _LinAlgError as LinAlgError  # type: ignore[attr-defined]
 
 from palate.errors import NumericalError
+from palate.ratings.likeness import Likeness
 
 _STEPS, _STEP_SIZE, _MAX_ROWS = 30, 0.3, 1200  # of Adam, on as many rows: the gradient costs the cube of them
 _LEAST_VARIANCE = 1e-3
 _LEAST_SCALE = 1e-6
+_TOGETHER = 512
 
 
 class KernelWeights(NamedTuple):
@@ -30,7 +32,7 @@ class KernelWeights(NamedTuple):
 
 
 def fit_weights(
-    kernels: Float[Tensor, "item item kernel"],
+    likeness: Likeness,
     rows: Int64[np.ndarray, "row"],
     targets: Float[np.ndarray, "row target"],
     variance: Float[np.ndarray, "row"],
@@ -40,7 +42,7 @@ def fit_weights(
     """Weights of the largest marginal likelihood, the same for every target.
 
     Args:
-        kernels: positive semidefinite, about 1 on their diagonals.
+        likeness: of the items.
         rows: the items of the targets.
         targets: any scale; each is standardised.
         variance: how uncertain each row is, in units of the variance of the targets.
@@ -52,10 +54,10 @@ def fit_weights(
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(rows), generator=generator)[:_MAX_ROWS]
     picked = torch.from_numpy(rows)[drawn]
-    between = kernels[picked][:, picked].permute(2, 0, 1).float().contiguous()
+    between = likeness.between(picked, picked).permute(2, 0, 1).float().contiguous()
     wanted = torch.from_numpy(_standardised(targets[drawn.numpy()])[0]).float()
     uncertain = torch.from_numpy(variance)[drawn].float()
-    log_weights = torch.full((kernels.shape[-1] + 2,), -2.0, requires_grad=True)
+    log_weights = torch.full((likeness.num_kernels + 2,), -2.0, requires_grad=True)
     optimiser = torch.optim.Adam([log_weights], lr=_STEP_SIZE)
     for step in range(1, _STEPS + 1):
         weights = log_weights.exp()
@@ -75,7 +77,7 @@ def fit_weights(
 
 
 def predict(
-    kernels: Float[Tensor, "item item kernel"],
+    likeness: Likeness,
     rows: Int64[np.ndarray, "row"],
     targets: Float[np.ndarray, "row target"],
     variance: Float[np.ndarray, "row"],
@@ -85,20 +87,29 @@ def predict(
     standard, centre, scale = _standardised(targets)
     wanted = torch.from_numpy(standard)
     known = torch.from_numpy(rows)
-    other = torch.from_numpy(np.setdiff1d(np.arange(len(kernels)), rows))
-    mixed = (kernels @ weights.kernels.to(kernels.dtype)).double()
+    others = torch.from_numpy(np.setdiff1d(np.arange(likeness.num_items), rows))
     noise = weights.floor + weights.slope * torch.from_numpy(variance) + _LEAST_VARIANCE
-    inverse = torch.linalg.inv(mixed[known][:, known] + torch.diag(noise))
+    inverse = torch.linalg.inv(_covariance(likeness, known, known, weights) + torch.diag(noise))
     dual = inverse @ wanted
-    mean = torch.zeros(len(kernels), wanted.shape[1], dtype=torch.float64)
-    spread = torch.zeros(len(kernels), dtype=torch.float64)
+    mean = torch.zeros(likeness.num_items, wanted.shape[1], dtype=torch.float64)
+    spread = torch.zeros(likeness.num_items, dtype=torch.float64)
     mean[known] = wanted - dual / inverse.diagonal()[:, None]
     spread[known] = 1 / inverse.diagonal() - noise
-    cross = mixed[other][:, known]
-    mean[other] = cross @ dual
-    spread[other] = mixed.diagonal()[other] - ((cross @ inverse) * cross).sum(1)
+    for some in torch.split(others, _TOGETHER):
+        cross = _covariance(likeness, some, known, weights)
+        before = (likeness.own(some) @ weights.kernels).double()
+        mean[some] = cross @ dual
+        spread[some] = before - ((cross @ inverse) * cross).sum(1)
     spread = spread.clamp_min(_LEAST_VARIANCE)
     return mean.numpy() * scale + centre, spread.numpy()[:, None] * scale**2
+
+
+def _covariance(
+    likeness: Likeness, rows: Int64[Tensor, "row"], columns: Int64[Tensor, "column"], weights: KernelWeights
+) -> Float[Tensor, "row column"]:
+    """The weighted sum of the kernels, a few rows at a time: the kernels themselves are several times as large."""
+    parts = [likeness.between(some, columns) @ weights.kernels for some in torch.split(rows, _TOGETHER)]
+    return torch.cat([torch.zeros(0, len(columns)), *parts]).double()
 
 
 def _standardised(

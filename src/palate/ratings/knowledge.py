@@ -18,6 +18,7 @@ from torch import Tensor
 from palate.errors import ConfigError, DataError
 from palate.ratings.factors import FactorConfig, Factors, aligned, check_ratings, fit_factors, rotated
 from palate.ratings.gaussian_process import KernelWeights, fit_weights, predict
+from palate.ratings.likeness import Likeness
 from palate.ratings.tasks import Ratings
 
 _WEIGHED_FACTORS = 8  # the factors of most energy choose the kernel weights of all
@@ -82,7 +83,7 @@ class Knowledge:
 def fit_knowledge(
     ratings: Ratings,
     num_items: int,
-    kernels: Float[Tensor, "item item kernel"],
+    likeness: Likeness,
     config: KnowledgeConfig | None = None,
     *,
     seed: int = 0,
@@ -92,7 +93,7 @@ def fit_knowledge(
     Args:
         ratings: of the training users; no query of a task that will be judged.
         num_items: rows of the catalogue; those without ratings are read from content.
-        kernels: likeness of the items' content, as of `content.item_content`.
+        likeness: of the items' content, as of `content.item_content`.
         config: settings; the defaults if left out.
         seed: of the folds, the start and the rows that weigh the kernels.
 
@@ -102,8 +103,11 @@ def fit_knowledge(
     """
     config = config or KnowledgeConfig()
     check_ratings(ratings, num_items)
-    if kernels.shape[:2] != (num_items, num_items) or not kernels.shape[2]:
-        raise DataError(f"kernels are {tuple(kernels.shape)}; expected ({num_items}, {num_items}, at least 1)")
+    if likeness.num_items != num_items or not likeness.num_kernels:
+        raise DataError(
+            f"likeness: {likeness.num_kernels} kernels of {likeness.num_items:,} items; "
+            f"expected at least 1 of {num_items:,}"
+        )
     least, greatest = float(ratings.values.min()), float(ratings.values.max())
     if least == greatest:
         raise DataError(f"all training ratings are {least}; there is no taste to learn from them")
@@ -114,14 +118,14 @@ def fit_knowledge(
     rows = np.flatnonzero(everyone.counts >= config.min_ratings)
     if len(rows) < 2:
         raise DataError(f"{len(rows)} items have {config.min_ratings} ratings or more; expected at least 2")
-    weights = _kernel_weights(kernels, rows, everyone, seed)
+    weights = _kernel_weights(likeness, rows, everyone, seed)
     again = FactorConfig(config.factors.num_factors, config.num_fold_sweeps)
-    tables = [_tables(kernels, rows, everyone, weights)]
+    tables = [_tables(likeness, rows, everyone, weights)]
     for left_out in range(1, config.num_folds + 1):
         kept = fold[ratings.users] != left_out
         part = Ratings(ratings.users[kept], ratings.items[kept], ratings.values[kept])
         factors = aligned(fit_factors(part, num_items, again, seed=seed, start=everyone), everyone)
-        tables.append(_tables(kernels, rows, factors, weights))
+        tables.append(_tables(likeness, rows, factors, weights))
     warm, warm_variance, cold, cold_variance = (
         torch.from_numpy(np.stack(parts)).float() for parts in zip(*tables, strict=True)
     )
@@ -166,27 +170,27 @@ def _relative_variance(
 
 
 def _kernel_weights(
-    kernels: Float[Tensor, "item item kernel"], rows: Int64[np.ndarray, "row"], factors: Factors, seed: int
+    likeness: Likeness, rows: Int64[np.ndarray, "row"], factors: Factors, seed: int
 ) -> tuple[KernelWeights, KernelWeights]:
     """One set of weights for the biases and one for the vectors."""
     bias, vectors = _relative_variance(rows, factors)
     strongest = factors.items[rows, 1 : 1 + _WEIGHED_FACTORS]
     return (
-        fit_weights(kernels, rows, factors.items[rows, :1], bias, seed=seed),
-        fit_weights(kernels, rows, strongest, vectors, seed=seed),
+        fit_weights(likeness, rows, factors.items[rows, :1], bias, seed=seed),
+        fit_weights(likeness, rows, strongest, vectors, seed=seed),
     )
 
 
 def _tables(
-    kernels: Float[Tensor, "item item kernel"],
+    likeness: Likeness,
     rows: Int64[np.ndarray, "row"],
     factors: Factors,
     weights: tuple[KernelWeights, KernelWeights],
 ) -> tuple[Float[np.ndarray, "item entry"], ...]:
     """Warm mean and variance, cold mean and variance, of one fit."""
     bias, vectors = _relative_variance(rows, factors)
-    of_bias = predict(kernels, rows, factors.items[rows, :1], bias, weights[0])
-    of_vectors = predict(kernels, rows, factors.items[rows, 1:], vectors, weights[1])
+    of_bias = predict(likeness, rows, factors.items[rows, :1], bias, weights[0])
+    of_vectors = predict(likeness, rows, factors.items[rows, 1:], vectors, weights[1])
     cold, cold_variance = (np.concatenate(pair, 1) for pair in zip(of_bias, of_vectors, strict=True))
     warm, variance = joined(factors.items, factors.variance, factors.prior_variance, cold, cold_variance)
     rated = factors.counts[:, None] > 0

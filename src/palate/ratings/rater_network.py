@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from palate.errors import ConfigError
 from palate.ratings.kernel_solve import ItemReading, KernelSolve, TastePosterior
+from palate.ratings.likeness import Likeness
 
 _HIDDEN, _CORRECTION = 64, 48  # widths of the head and of the network that corrects what content says
 _SHRINKAGE = 3.0  # ratings of nothing in a person's histogram
@@ -32,7 +33,7 @@ class ItemTables(NamedTuple):
     rated: Float[Tensor, "item"]
     """1 where the item has training ratings."""
     features: Float[Tensor, "item feature"]
-    kernels: Float[Tensor, "item item kernel"]
+    likeness: Likeness
 
 
 class Batch(NamedTuple):
@@ -148,7 +149,7 @@ class RatingNetwork(nn.Module):
         entries, levels, width = tables.warm.shape[-1], len(places), config.width
         self.register_buffer("places", places)
         self.items = ItemReader(tables.features.shape[1], entries, config.dropout)
-        self.solve = KernelSolve(entries - 1, tables.kernels.shape[-1], num_profile, user_bias_variance, noise)
+        self.solve = KernelSolve(entries - 1, tables.likeness.num_kernels, num_profile, user_bias_variance, noise)
         self.mean = nn.Parameter(torch.tensor(mean))
         self.cuts = nn.Parameter((places[1:] + places[:-1]) / 2)
         self.log_scale = nn.Parameter(torch.tensor([-0.9, 0.0]))
@@ -176,9 +177,9 @@ class RatingNetwork(nn.Module):
         support = self.items(tables, batch.table, batch.support, share[:, None].expand(batch.support.shape))
         query = self.items(tables, batch.table, batch.query, share[:, None].expand(batch.query.shape))
         target = self.places[batch.support_level] - self.mean - support.entries[..., 0]
-        alike = _alike(tables.kernels, batch.support[:, :, None], batch.support[:, None, :])
-        alike_cross = _alike(tables.kernels, batch.query[:, :, None], batch.support[:, None, :])
-        alike_self = _alike(tables.kernels, batch.query, batch.query)
+        alike = tables.likeness.among(batch.support, batch.support)
+        alike_cross = tables.likeness.among(batch.query, batch.support)
+        alike_self = tables.likeness.own(batch.query)
         found = self.solve(batch.profile, support, query, alike, alike_cross, alike_self, target, batch.support_mask)
         score = query.entries[..., 0] + found.mean
         seen = torch.stack([score, found.variance.sqrt(), query.warm], -1)
@@ -213,8 +214,3 @@ class RatingNetwork(nn.Module):
         below = torch.sigmoid((self.cuts - score[..., None]) / scale[..., None])
         below = F.pad(F.pad(below, (1, 0)), (0, 1), value=1.0)
         return F.log_softmax(torch.log(below.diff(dim=-1).clamp_min(1e-6)) + tilt, -1)
-
-
-def _alike(kernels: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Kernels of each pair of items; one flat look-up is several times faster than two-way indexing."""
-    return kernels.view(-1, kernels.shape[-1])[left * len(kernels) + right]

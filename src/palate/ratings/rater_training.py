@@ -137,9 +137,9 @@ def fit_rater(
         raise DataError(
             f"profiles have {len(profiles)} rows for users up to {ratings.users.max()}; expected a finite row each"
         )
-    if len(content.kernels) != len(knowledge.rated):
+    if content.kernels.num_items != len(knowledge.rated):
         raise DataError(
-            f"content has {len(content.kernels)} items, knowledge {len(knowledge.rated)}; use one catalogue"
+            f"content has {content.kernels.num_items} items, knowledge {len(knowledge.rated)}; use one catalogue"
         )
     people = _people(ratings, knowledge, levels, config.min_ratings)
     tables = _item_tables(knowledge, content)
@@ -296,5 +296,5 @@ def _item_tables(knowledge: Knowledge, content: ItemContent) -> ItemTables:
         knowledge.cold_variance,
         knowledge.rated.float(),
         torch.cat([said, content.features], 1),
-        content.kernels.contiguous(),
+        content.kernels,
     )
