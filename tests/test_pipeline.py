@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from palate.backbone.ensemble import Job, Trained, run_jobs
 from palate.backbone.run_state import RunState, save_run
-from palate.config import Config
+from palate.config import Config, RefitConfig
 from palate.data.catalog import Catalog, Profiles
 from palate.data.dataset import Dataset
 from palate.data.splitting import temporal_split
 from palate.errors import ConfigError, DataError
-from palate.pipeline import newcomers_of, prepare, split_newcomers, train
+from palate.pipeline import newcomers_of, prepare, refit_training, split_newcomers, train
 from palate.progress import Reporter
 from palate.recommend import Recommender
 
@@ -44,8 +45,43 @@ def test_another_seed_or_setting_gives_another_model(model: Recommender, early_s
         replace(tiny, model=replace(tiny.model, dim=8)),
         replace(tiny, batches=replace(tiny.batches, window=1)),
         replace(tiny, negative_events=()),
+        replace(tiny, refit=replace(tiny.refit, rate=1.0)),
     ]
-    assert len({model.model_id, *(train(early_shop, config).model_id for config in configs)}) == 6
+    assert len({model.model_id, *(train(early_shop, config).model_id for config in configs)}) == 7
+
+
+def test_everyones_members_go_on_from_those_that_met_the_newcomers(
+    early_shop: Dataset, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[Job], list[Trained]]] = []
+
+    def run(jobs: list[Job], workers: int, on_epoch: Callable[[float], None]) -> list[Trained]:
+        seen.append((jobs, run_jobs(jobs, workers, on_epoch)))
+        return seen[-1][1]
+
+    monkeypatch.setattr("palate.pipeline.run_jobs", run)
+    train(early_shop, tiny)
+    (first, trained), (second, _) = seen
+    others, _ = newcomers_of(prepare(early_shop, tiny).histories, tiny)
+    everyone = prepare(early_shop, tiny).histories
+    assert [len(job.histories) for job in first] == [len(others)] * tiny.num_members
+    assert [len(job.histories) for job in second] == [len(everyone)] * tiny.num_members
+    assert [job.training.num_epochs for job in second] == [1] * tiny.num_members
+    assert second[0].training.learning_rate == tiny.refit.rate * tiny.training.learning_rate
+    for job, before in zip(second, trained, strict=True):
+        assert job.start is not None
+        assert all(torch.equal(job.start[name], value) for name, value in before.weights.items())
+    seen.clear()
+    train(early_shop, replace(tiny, refit=replace(tiny.refit, share=0.0)))
+    _, (anew, _) = seen
+    assert all(job.start is None and job.training == tiny.training for job in anew)
+
+
+@pytest.mark.parametrize("bad", [{"share": -0.1}, {"share": 1.1}, {"rate": 0.0}, {"rate": 2.0}])
+def test_a_bad_refit_is_named(bad: dict[str, float]) -> None:
+    (name,) = bad
+    with pytest.raises(ConfigError, match=rf"refit\.{name} is"):
+        RefitConfig(**bad)
 
 
 def test_workers_change_nothing(model: Recommender, early_shop: Dataset, tiny: Config) -> None:
@@ -99,7 +135,7 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
 
         return save
 
-    total = 2 * tiny.num_members * tiny.training.num_epochs
+    total = tiny.num_members * (tiny.training.num_epochs + refit_training(tiny).num_epochs)
     for stop in (1, total - 2):  # in the first member, then in the last
         monkeypatch.setattr("palate.backbone.training_run.save_run", stop_after(stop))
         with pytest.raises(KeyboardInterrupt):

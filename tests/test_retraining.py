@@ -23,7 +23,7 @@ from palate.errors import ConfigError, DataError
 from palate.evaluation.replay import compare, replay
 from palate.meta.quality import MIN_USERS, Quality
 from palate.meta.training import meta_train
-from palate.pipeline import make_jobs, newcomers_since, prepare, train
+from palate.pipeline import make_jobs, newcomers_since, prepare, retraining_jobs, train
 from palate.recommend import Recommender
 
 UNTIL = datetime(2024, 1, 1) + timedelta(days=172)
@@ -169,9 +169,7 @@ def test_known_items_keep_their_rows_by_id_and_new_ones_begin_with_their_content
     new = prepared.vocabulary.ids[len(kept) :]
     assert new
     assert list(new) == sorted(new)
-    for job, member in zip(
-        make_jobs({"everyone": prepared.histories}, prepared, again, model), model.backbone.models(), strict=True
-    ):
+    for job, member in zip(retraining_jobs(model, prepared, again), model.backbone.models(), strict=True):
         assert job.start is not None
         table, bias = job.start["items.table.weight"], job.start["items.bias"]
         places = torch.from_numpy(model.vocabulary.index(kept))
@@ -323,7 +321,7 @@ def test_another_world_is_no_continuation(model: Recommender, later_shop: Datase
 
 def test_a_job_without_a_start_is_known_by_what_it_was_before(early_shop: Dataset, tiny: Config) -> None:
     prepared = prepare(early_shop, tiny)
-    jobs = make_jobs({"everyone": prepared.histories}, prepared, tiny, None)
+    jobs = make_jobs("everyone", prepared.histories, prepared, tiny, tiny.training)
     assert [type(job) for job in jobs] == [Job] * tiny.num_members
     assert all(job.start is None and job.training == tiny.training for job in jobs)
 

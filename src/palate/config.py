@@ -98,6 +98,23 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class RefitConfig:
+    """How the members go on to everyone, after those who play newcomers were kept from them."""
+
+    share: float = 0.25
+    """Passes over all events, from the weights that met the newcomers, as a share of training.num_epochs and at least
+    one; 0: from random weights, for all of training.num_epochs."""
+    rate: float = 0.5
+    """Peak learning rate of these passes, as a share of training.learning_rate."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("share", "at least"), ("rate", "above")):
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or (name == "rate" and value == 0):
+                raise ConfigError(f"refit.{name} is {value}; it must be {low} 0 and at most 1")
+
+
+@dataclass(frozen=True)
 class RetrainingConfig:
     """How training goes on from a served model: `palate.pipeline.train` with `start`."""
 
@@ -193,6 +210,8 @@ class Config:
     """How a new item's row follows its first events."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How the model is judged."""
+    refit: RefitConfig = field(default_factory=RefitConfig)
+    """How the members go on to everyone."""
     retraining: RetrainingConfig = field(default_factory=RetrainingConfig)
     """How training goes on from a served model."""
     gate: GateConfig = field(default_factory=GateConfig)

@@ -1,7 +1,7 @@
 """The main job: from a data set to a recommender.
 
     content → hold out newcomers → shared model without them → meta-train the head on them
-            → shared model on everyone → recommender
+            → shared model trained on with everyone → recommender
 
 or, from a served model and the events since:
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from palate.backbone.ensemble import Ensemble, Job, Trained, run_jobs
 from palate.backbone.sequence_model import Catalogue, SequenceModel
+from palate.backbone.training_config import TrainingConfig
 from palate.backbone.warm_start import renew_model
 from palate.config import Config
 from palate.data.catalog import Catalog
@@ -135,11 +136,10 @@ def train(
         _refuse_another_model(start.config, config)
     with reporter.stage("encode content") as stage:
         indexed = index_events(dataset, config, start=start)
-        groups, newcomers = {"everyone": indexed.histories}, dict[str, History]()
+        others, newcomers = dict[str, History](), dict[str, History]()
         if start is None:
             others, newcomers = newcomers_of(indexed.histories, config)
             check_newcomers(newcomers, config)
-            groups = {"held-out": others, **groups}
         prepared = encode(dataset, indexed, config, stage, start=start)
         stage.done(f"{len(prepared.vocabulary):,} items × {prepared.content.shape[1]} features")
     rotation = (
@@ -147,30 +147,41 @@ def train(
     )
     content = rotation(prepared.content)
 
-    jobs = make_jobs(groups, prepared, config, start)
-    if checkpoints is not None:
-        jobs = [job._replace(folder=Path(checkpoints) / f"{job.name}-{fingerprint(job)}") for job in jobs]
     with reporter.stage("pre-train") as stage:
-        done = 0
+        done, epochs = 0, 0
+
+        def run(jobs: list[Job]) -> list[Trained]:
+            if checkpoints is not None:
+                jobs = [job._replace(folder=Path(checkpoints) / f"{job.name}-{fingerprint(job)}") for job in jobs]
+            return run_jobs(jobs, workers, on_epoch)
 
         def on_epoch(loss: float) -> None:
             nonlocal done
             done += 1
-            stage.step(done, max(done, sum(job.training.num_epochs for job in jobs)), f"loss {loss:.3f}")
+            stage.step(done, max(done, epochs), f"loss {loss:.3f}")
 
-        trained = run_jobs(jobs, workers, on_epoch)
-        losses = trained[-1].losses
-        fewer = f"{config.num_members} members for {len(groups['held-out']):,} people and " if start is None else ""
+        if start is None:
+            again = refit_training(config)
+            epochs = config.num_members * (config.training.num_epochs + again.num_epochs)
+            first = run(make_jobs("held-out", others, prepared, config, config.training))
+            begin = [member.weights for member in first] if config.refit.share else None
+            last = run(make_jobs("everyone", prepared.histories, prepared, config, again, begin))
+            losses = first[-1].losses + last[-1].losses
+        else:
+            jobs = retraining_jobs(start, prepared, config)
+            epochs = sum(job.training.num_epochs for job in jobs)
+            first, last = [], run(jobs)
+            losses = last[-1].losses
+        fewer = f"{config.num_members} members for {len(others):,} people and " if start is None else ""
         stage.done(
             f"{fewer}{config.num_members} {'members ' if start else ''}"
             f"for all {len(prepared.histories):,}, loss {losses[0]:.3f} → {losses[-1]:.3f}"
         )
-    last = trained[-config.num_members :]
     until = _seconds(dataset.interactions["timestamp"].max())
     final = assemble(last, prepared.histories, prepared, content, config, until)
     with reporter.stage("meta-train") as stage:
         if start is None:
-            shared = assemble(trained[: config.num_members], groups["held-out"], prepared, content, config, until)
+            shared = assemble(first, others, prepared, content, config, until)
             head = _make_head(shared.items, prepared, config)
             params = head.params(_layout(shared.items, content, prepared, config), shared.items)
             learned, scorers = _meta_train(
@@ -215,19 +226,14 @@ def train(
 
 
 def make_jobs(
-    groups: Mapping[str, Mapping[str, History]], prepared: Prepared, config: Config, start: Recommender | None
+    name: str,
+    people: Mapping[str, History],
+    prepared: Prepared,
+    config: Config,
+    training: TrainingConfig,
+    begin: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Job]:
-    """The members to train, group after group, from random weights or from those of a served model.
-
-    Raises:
-        DataError: none of the served model's items is left.
-        ConfigError: an item leaves a table whose rows are shared between items.
-    """
-    training, begin = config.training, [None] * config.num_members
-    if start is not None:
-        again = config.retraining
-        training = replace(training, num_epochs=again.num_epochs, learning_rate=again.rate * training.learning_rate)
-        begin = _renewed(start, prepared)
+    """The members to train on some people, from random weights or from those in `begin`."""
     return [
         Job(
             f"{name}-{member}",
@@ -239,11 +245,32 @@ def make_jobs(
             torch.stack([prepared.profiles[user] for user in people]),
             config.seed + member,
             None,
-            begin[member],
+            None if begin is None else begin[member],
         )
-        for name, people in groups.items()
         for member in range(config.num_members)
     ]
+
+
+def refit_training(config: Config) -> TrainingConfig:
+    """How the members are trained on everyone, after they have met people who were kept from them."""
+    training, refit = config.training, config.refit
+    if not refit.share:
+        return training
+    num_epochs = max(1, round(refit.share * training.num_epochs))
+    return replace(training, num_epochs=num_epochs, learning_rate=refit.rate * training.learning_rate)
+
+
+def retraining_jobs(start: Recommender, prepared: Prepared, config: Config) -> list[Job]:
+    """The members to train on from those of a served model.
+
+    Raises:
+        DataError: none of the served model's items is left.
+        ConfigError: an item leaves a table whose rows are shared between items.
+    """
+    again = config.retraining
+    rate = again.rate * config.training.learning_rate
+    training = replace(config.training, num_epochs=again.num_epochs, learning_rate=rate)
+    return make_jobs("everyone", prepared.histories, prepared, config, training, _renewed(start, prepared))
 
 
 def _renewed(start: Recommender, prepared: Prepared) -> list[Any]:

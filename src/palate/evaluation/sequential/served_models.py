@@ -65,7 +65,7 @@ RECIPES: Mapping[str, Config] = {
 
 
 def fit_recommender(
-    data: SequenceData, *, informed: bool, seed: int, folder: Path, say: Callable[[str], None]
+    data: SequenceData, *, informed: bool, seed: int, folder: Path, say: Callable[[str], None], workers: int = 1
 ) -> Recommender:
     """Train on the events of `data`, save the model in `folder` and load it.
 
@@ -75,13 +75,20 @@ def fit_recommender(
         seed: of the training.
         folder: takes checkpoints, so that a run that was killed goes on from them, and the model.
         say: takes a line for each stage.
+        workers: processes that train side by side.
     """
     config = replace(RECIPES[data.name], seed=seed)
     if informed:
         # An eighth of the items lose their id in a step, so that content is learned from.
         config = replace(config, model=replace(config.model, id_dropout=0.125), text=TextConfig(max_length=128))
     reporter = Reporter()
-    trained = train(to_dataset(data, informed=informed), config, reporter=reporter, checkpoints=folder / "checkpoints")
+    trained = train(
+        to_dataset(data, informed=informed),
+        config,
+        reporter=reporter,
+        checkpoints=folder / "checkpoints",
+        workers=workers,
+    )
     for stage in reporter.stages:
         say(f"{stage.name}: {stage.detail}, {stage.seconds:.0f} s")
     trained.save(folder / "model")
