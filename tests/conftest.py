@@ -29,6 +29,11 @@ from palate.encoders.text import TextConfig
 from palate.meta.evidence import EvidenceConfig
 from palate.meta.training import MetaConfig
 from palate.pipeline import train
+from palate.ratings.factors import FactorConfig
+from palate.ratings.knowledge import KnowledgeConfig
+from palate.ratings.rater_network import NetworkConfig
+from palate.ratings.rater_training import RaterConfig
+from palate.ratings.rating_model import RatingsConfig
 from palate.recommend import Recommender
 from palate.store import Store
 
@@ -129,6 +134,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Config:
 def model(early_shop: Dataset, tiny: Config) -> Recommender:
     """Trained on the shop before the cut; it knows the later items by their content alone."""
     return train(early_shop, tiny)
+
+
+@pytest.fixture(scope="session")
+def rated_model(early_shop: Dataset, tiny: Config) -> Recommender:
+    """Trained on the same shop where everyone rates what they take: 4 or 5 for their own taste, else 1 or 2."""
+    own = early_shop.interactions.filter(pl.col("event_type") == "purchase").with_columns(
+        taste=pl.col("item_id").str.split("-").list.first()
+    )
+    likes = own.group_by("user_id").agg(likes=pl.col("taste").mode().sort().first())
+    digit = pl.col("item_id").str.tail(1).cast(pl.Float64)
+    rated = own.join(likes, on="user_id", maintain_order="left").with_columns(
+        event_type=pl.lit("rating"), weight=pl.when(pl.col("taste") == pl.col("likes")).then(4).otherwise(1) + digit % 2
+    )
+    small = RatingsConfig(
+        KnowledgeConfig(FactorConfig(num_factors=4, num_sweeps=8), num_folds=3, num_fold_sweeps=3),
+        RaterConfig(NetworkConfig(width=16), num_steps=80, batch_size=16, support_sizes=(1, 8), cold_share=0.2),
+    )
+    log = rated.select(early_shop.interactions.columns)
+    return train(replace(early_shop, interactions=log), replace(tiny, ratings=small))
 
 
 @pytest.fixture(scope="session")

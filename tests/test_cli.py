@@ -82,6 +82,27 @@ def test_similar_lists_other_items(shell: Shell, model: Recommender) -> None:
     assert item not in {line["item_id"] for line in lines}
 
 
+def test_predict_is_the_library_call(shell: Shell, rated_model: Recommender) -> None:
+    rated_model.save(shell.folder / "rated")
+    first, second, third = items_of(rated_model, 3)
+    events = shell.file("mine.csv", f"item_id,rating\n{first},5\n{second},1\n")
+    by_file = shell.run("predict", third, "--events", events, "--model", "rated", "--json")
+    by_text = shell.run("predict", third, "--ratings", f"{first}=5,{second}=1", "--model", "rated", "--json")
+    assert by_file.exit_code == by_text.exit_code == 0, by_file.output + by_text.output
+    (line,) = json.loads(by_text.stdout)
+    expected = rated_model.predict({first: 5.0, second: 1.0}, [third])[0]
+    assert line["mean"] == expected.mean
+    assert line["distribution"] == {str(level): chance for level, chance in expected.distribution.items()}
+    assert json.loads(by_file.stdout) == [line]
+    printed = shell.run("predict", f"{second},{third}", "--user", next(iter(rated_model.users)), "--model", "rated")
+    assert printed.exit_code == 0
+    assert third in printed.output
+
+
+def test_predict_without_learned_ratings_says_what_to_do(shell: Shell, model: Recommender) -> None:
+    assert_refused(shell.run("predict", items_of(model, 1)[0]), "learned no ratings", "rating_events")
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -124,6 +145,9 @@ def assert_refused(result: Result, *says: str) -> None:
         (("recommend", "--model", "nowhere"), ("nowhere",)),
         (("evaluate", "--model", "nowhere"), ("nowhere",)),
         (("similar", "no-such-item"), ("no-such-item",)),
+        (("predict", "a", "--ratings", "b"), ("--ratings", "'b'", "item=rating")),
+        (("predict", "a", "--ratings", "b=good"), ("--ratings", "b=good", "item=rating")),
+        (("predict", "a", "--ratings", "b=1", "--user", "c"), ("--user", "--ratings")),
         (("train", "--config", "none.toml"), ("none.toml",)),
     ],
 )

@@ -72,6 +72,13 @@ def test_the_whole_api(admin: Client, server: ServerProcess) -> None:
     session = admin.recommend(session=[Event("", "mug/5", weight=2.0)], profile={"country": "Italy"}, exclude=["mug/6"])
     assert {line.item_id for line in session.items} == {"mug/0", "mug/1", "mug/2"}
     assert admin.similar("mug/5", k=1)[0].rank == 1
+    admin.add_events([Event("anna/1", "mug/7", "rating", weight=5.0)])
+    rated = admin.predict(["mug/5", "mug/7"], "anna/1")
+    assert [(line.item_id, line.mean) for line in rated] == [("mug/5", 5.0), ("mug/7", 5.0)]
+    assert rated[0].levels == (1.0, 3.0, 5.0)
+    assert admin.predict(["mug/5"], session=[Event("", "mug/6", "rating", weight=1.0)])[0].mean == 1.0
+    with pytest.raises(UnknownIdError):
+        admin.predict(["no such mug"], "anna/1")
     key, secret = admin.add_key("client", "shop")
     listed = admin.keys()
     assert key in listed

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from palate.errors import ConfigError, DataError, ModelError, NumericalError, PalateError, StoreError
     from palate.evaluation.run import evaluate
     from palate.pipeline import train
-    from palate.recommend import Recommendation, Recommender, State
+    from palate.recommend import RatingPrediction, Recommendation, Recommender, State
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,7 @@ __all__ = [
     "NumericalError",
     "PalateError",
     "Profiles",
+    "RatingPrediction",
     "Recommendation",
     "Recommender",
     "Split",
@@ -61,6 +62,7 @@ _HOMES: Final = {
     "NumericalError": "palate.errors",
     "PalateError": "palate.errors",
     "Profiles": "palate.data.catalog",
+    "RatingPrediction": "palate.recommend",
     "Recommendation": "palate.recommend",
     "Recommender": "palate.recommend",
     "Split": "palate.data.splitting",

@@ -14,6 +14,8 @@ from palate.backbone.next_item import LossConfig
 from palate.backbone.sequence_model import SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
 from palate.data.dataset import Dataset
+from palate.data.episodes import EventMeaning
+from palate.data.log import RATING_EVENT_TYPE
 from palate.data.sources import load, read_csv, read_parquet
 from palate.encoders.attributes import AttributeConfig
 from palate.encoders.text import TextConfig
@@ -22,6 +24,7 @@ from palate.meta import read_settings
 from palate.meta.evidence import EvidenceConfig
 from palate.meta.item_tasks import ItemTaskConfig
 from palate.meta.training import MetaConfig
+from palate.ratings.rating_model import RatingsConfig
 from palate.scorers.item_item import ItemItemConfig
 
 _NOT_READ = ("validate_every", "patience", "strategy")
@@ -178,6 +181,8 @@ class Config:
     """Seed of every random draw; the same seed on the same machine gives the same model."""
     negative_events: tuple[str, ...] = ("cancel", "return", "dislike", "skip")
     """Event types that say no."""
+    rating_events: tuple[str, ...] = (RATING_EVENT_TYPE,)
+    """Event types whose weight is a rating of the item."""
     data: DataConfig = field(default_factory=DataConfig)
     """What to learn from."""
     text: TextConfig = field(default_factory=TextConfig)
@@ -206,6 +211,8 @@ class Config:
     """The meta-learner and its training."""
     learner: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     """Settings of the learner that meta.learner names; what is not given keeps the learner's own default."""
+    ratings: RatingsConfig = field(default_factory=RatingsConfig)
+    """How ratings are learned, where there are any."""
     item_tasks: ItemTaskConfig = field(default_factory=ItemTaskConfig)
     """How a new item's row follows its first events."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -222,6 +229,9 @@ class Config:
             raise ConfigError(f"seed is {self.seed}; it must be from 0 to 2^63 − 1")
         if self.num_members < 1:
             raise ConfigError(f"num_members is {self.num_members}; it must be at least 1")
+        both = set(self.negative_events) & set(self.rating_events)
+        if both:
+            raise ConfigError(f"{min(both)!r} is in negative_events and in rating_events; an event cannot say both")
         for name in _NOT_READ:
             if getattr(self.training, name) != getattr(TrainingConfig(), name):
                 raise ConfigError(
@@ -234,6 +244,11 @@ class Config:
                 "events; name a smaller size or raise model.max_events"
             )
         read_settings(self.meta.learner, self.learner)
+
+    @property
+    def meaning(self) -> EventMeaning:
+        """What types of events say."""
+        return EventMeaning(frozenset(self.negative_events), frozenset(self.rating_events))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested values that JSON takes."""

@@ -50,6 +50,8 @@ from palate.meta.item_tasks import ItemPosterior, fit_item_posterior, rank_of
 from palate.meta.learner import Params
 from palate.meta.training import MetaConfig, MetaResult, find_cuts, make_episodes, meta_train
 from palate.progress import Reporter, StageHandle
+from palate.ratings.rating_model import RatingModel, fit_rating_model, why_not
+from palate.ratings.tasks import Ratings
 from palate.recommend.bundle import identify
 from palate.recommend.content import encode_content
 from palate.recommend.item_table import ItemTable
@@ -203,13 +205,18 @@ def train(
         posterior=learn_items(final, prepared, content, config, until),
         kin=no_kin(),
     )
+    ratings, said = None, dict[str, Any]()
+    if any(history.ratings is not None for history in prepared.histories.values()):
+        with reporter.stage("fit ratings") as stage:
+            ratings, said = _fit_ratings(dataset, prepared, table, config, stage)
     recommender = Recommender(
         config=config,
-        model_id=identify(final.backbone, params, scorers, table),
+        model_id=identify(final.backbone, params, scorers, table, ratings),
         backbone=final.backbone,
         params=params,
         scorers=scorers,
         item_table=table,
+        ratings=ratings,
         profile_encoder=prepared.profile_encoder,
         users=prepared.histories,
         profiles=prepared.profiles,
@@ -218,6 +225,7 @@ def train(
             "meta loss": [list(point) for point in learned.losses],
             "meta validation": [list(point) for point in learned.validation],
             **({} if learned.quality is None else {"quality": learned.quality.to_dict()}),
+            **said,
             **({} if start is None else {"start": {"model_id": start.model_id, "head": stage.detail}}),
         },
         trained_until=until,
@@ -499,6 +507,37 @@ def learn_items(
         )
 
 
+def _fit_ratings(
+    dataset: Dataset, prepared: Prepared, table: ItemTable, config: Config, stage: StageHandle
+) -> tuple[RatingModel | None, dict[str, Any]]:
+    """The model of ratings and what is said of it in the record of the training; None where there are too few."""
+    parts = [history.rated() for history in prepared.histories.values()]
+    ratings = Ratings(
+        np.repeat(np.arange(len(parts)), [len(items) for items, _ in parts]),
+        np.concatenate([items for items, _ in parts]),
+        np.concatenate([values for _, values in parts]),
+    )
+    reason = why_not(ratings, config.ratings)
+    if reason is not None:
+        stage.done(f"not learned: {reason}")
+        return None, {}
+    more = table.unknown(dataset.items)
+    content = prepared.content if more is None else torch.cat([prepared.content, table.encode(more, config.text)])
+    model, quality = fit_rating_model(
+        ratings,
+        torch.stack(list(prepared.profiles.values())).numpy(),
+        content,
+        content.shape[1] - table.encoder.dim,
+        config.ratings,
+        num_known=table.num_trained,
+        seed=config.seed,
+        on_step=lambda step, of, loss: stage.step(step, of, f"loss {loss:.3f}"),
+    )
+    people = f"{len(ratings.values):,} ratings of {len(np.unique(ratings.users)):,} people"
+    stage.done(people if quality is None else f"{people}, {quality.describe()}")
+    return model, {} if quality is None else {"ratings": quality.to_dict()}
+
+
 def prepare(
     dataset: Dataset, config: Config, stage: StageHandle | None = None, *, start: Recommender | None = None
 ) -> Prepared:
@@ -531,7 +570,7 @@ def index_events(dataset: Dataset, config: Config, *, start: Recommender | None 
     known = dataset.interactions.filter(pl.col("item_id").is_in(vocabulary.frame["item_id"].implode()))
     histories = {
         user: history
-        for user, history in build_histories(known, vocabulary, config.negative_events).items()
+        for user, history in build_histories(known, vocabulary, config.negative_events, config.rating_events).items()
         if len(history.items) > 0
     }
     return Indexed(vocabulary, histories)

@@ -101,6 +101,26 @@ class TestBuildHistories:
         built = build_histories(validate_interactions(frame, source="test"), vocabulary, ["cancel"])["u"]
         np.testing.assert_array_equal(built.refused, order)
 
+    def test_the_last_rating_of_an_item_counts_and_an_item_without_one_has_none(self) -> None:
+        events = log(("u", "a", "rating", 0), ("u", "b", "buy", 1), ("u", "a", "rating", 2), ("v", "b", "buy", 3))
+        rated = events.with_columns(weight=pl.Series([2.0, 9.0, 4.5, 9.0]))
+        built = build_histories(rated, VOCABULARY, ["cancel"], ["rating"])
+        assert built["u"].items.tolist() == [0, 1]
+        np.testing.assert_array_equal(built["u"].ratings, [4.5, np.nan])
+        assert built["v"].ratings is None
+        assert [values.tolist() for values in built["u"].rated()] == [[0], [4.5]]
+        assert [len(values) for values in built["v"].rated()] == [0, 0]
+        np.testing.assert_array_equal(built["u"].tail(1).ratings, [np.nan])
+        np.testing.assert_array_equal(built["u"].head(1).ratings, [4.5])
+
+    def test_what_is_refused_takes_its_rating_along(self) -> None:
+        events = log(("u", "a", "rating", 0), ("u", "b", "rating", 1), ("u", "a", "cancel", 2))
+        built = build_histories(
+            events.with_columns(weight=pl.Series([2.0, 3.0, 9.0])), VOCABULARY, ["cancel"], ["rating"]
+        )
+        assert built["u"].refused.tolist() == [0]
+        assert built["u"].ratings.tolist() == [3.0]
+
     def test_an_unknown_item_is_named(self) -> None:
         with pytest.raises(DataError, match="'zebra'"):
             histories_of(("u", "a", "buy", 0), ("u", "zebra", "buy", 1))

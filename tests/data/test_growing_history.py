@@ -12,18 +12,20 @@ from palate.data.growing_history import GrowingHistory
 from palate.data.log import validate_interactions
 from palate.data.vocabulary import Vocabulary
 
-EVENTS = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=1, max_size=14)
+KINDS = st.sampled_from(["purchase", "cancel", "rating"])
+EVENTS = st.lists(st.tuples(st.integers(0, 4), KINDS, st.integers(0, 3)), min_size=1, max_size=14)
 
 
 @given(EVENTS)
-def test_after_every_event_it_is_what_the_log_says(events: list[tuple[int, bool, int]]) -> None:
+def test_after_every_event_it_is_what_the_log_says(events: list[tuple[int, str, int]]) -> None:
     hours = np.cumsum([gap for _, _, gap in events])  # ties in time keep the order of the log
     log = validate_interactions(
         pl.DataFrame(
             {
                 "user_id": ["one"] * len(events),
                 "item_id": [f"item-{item}" for item, _, _ in events],
-                "event_type": ["cancel" if refuses else "purchase" for _, refuses, _ in events],
+                "event_type": [kind for _, kind, _ in events],
+                "weight": [float(1 + place % 5) for place in range(len(events))],
                 "timestamp": [datetime(2024, 1, 1) + timedelta(hours=int(hour)) for hour in hours],
             }
         ),
@@ -31,14 +33,18 @@ def test_after_every_event_it_is_what_the_log_says(events: list[tuple[int, bool,
     )
     vocabulary = Vocabulary(tuple(f"item-{item}" for item in range(5)))
     growing = GrowingHistory[int]()
-    for length, (item, refuses, _) in enumerate(events, start=1):
+    for length, (item, kind, _) in enumerate(events, start=1):
         seconds = (log["timestamp"][length - 1] - datetime(1970, 1, 1)).total_seconds()
-        growing.add(item, seconds, refuses=refuses)
-        expected = build_histories(log.head(length), vocabulary, ["cancel"])["one"]
+        rating = float(1 + (length - 1) % 5) if kind == "rating" else None
+        growing.add(item, seconds, refuses=kind == "cancel", rating=rating)
+        expected = build_histories(log.head(length), vocabulary, ["cancel"], ["rating"])["one"]
         found = growing.history()
         assert found.items.tolist() == expected.items.tolist()
         assert found.times.tolist() == expected.times.tolist()
         assert found.refused.tolist() == expected.refused.tolist()
+        assert (found.ratings is None) == (expected.ratings is None)
+        if found.ratings is not None:
+            np.testing.assert_array_equal(found.ratings, expected.ratings)
         assert growing.last == seconds
 
 

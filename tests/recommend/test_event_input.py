@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from palate.data.dataset import Dataset
-from palate.data.episodes import History
+from palate.data.episodes import EventMeaning, History
 from palate.data.vocabulary import Vocabulary
 from palate.errors import ConfigError, DataError, ModelError
 from palate.recommend import Recommender
@@ -202,26 +202,27 @@ def test_reading_a_person_changes_nothing_in_the_model(model: Recommender) -> No
     assert np.array_equal(model.adapt(ITEMS).fast["delta"], model.adapt(ITEMS).fast["delta"])
 
 
+MEANING = EventMeaning(frozenset({"cancel"}), frozenset({"rating"}))
 VOCABULARY = Vocabulary(("a", "b", "c", "d"))
 USERS = {"ann": History(np.array([1, 2]), np.array([5.0, 6.0]), np.array([3]))}
 
 
 def read(events: EventInput) -> tuple[list[int], list[float], list[int]]:
-    history, _ = read_history(events, USERS, VOCABULARY, ("cancel",))
+    history, _ = read_history(events, USERS, VOCABULARY, MEANING)
     return history.items.tolist(), history.times.tolist(), history.refused.tolist()
 
 
 def test_read_history_without_a_model() -> None:
-    assert read_history("ann", USERS, VOCABULARY, ()) == (USERS["ann"], 6.0)
-    assert read_history([], USERS, VOCABULARY, ())[1] is read_history(["a"], USERS, VOCABULARY, ())[1] is None
+    assert read_history("ann", USERS, VOCABULARY, MEANING) == (USERS["ann"], 6.0)
+    assert read_history([], USERS, VOCABULARY, MEANING)[1] is read_history(["a"], USERS, VOCABULARY, MEANING)[1] is None
     assert read([]) == read(pl.DataFrame()) == ([], [], [])
     assert read(["c", "a", "c"]) == read(("c", "a")) == ([2, 0], [0.0, 0.0], [])
     assert read(pl.DataFrame({"item_id": ["c", "a"]})) == ([2, 0], [0.0, 1.0], [])
     table = {"item_id": ["c", "a", "b"], "event_type": ["buy", "cancel", "buy"], "timestamp": [30, 10, 20]}
     assert read(pl.DataFrame(table).with_columns(pl.from_epoch("timestamp"))) == ([1, 2], [20.0, 30.0], [0])
-    assert read_history(pl.DataFrame(table).drop("timestamp"), USERS, VOCABULARY, ("cancel",))[1] is None
+    assert read_history(pl.DataFrame(table).drop("timestamp"), USERS, VOCABULARY, MEANING)[1] is None
     dated = pl.DataFrame(table).with_columns(pl.from_epoch("timestamp"))
-    assert read_history(dated, USERS, VOCABULARY, ("cancel",))[1] == 30.0
+    assert read_history(dated, USERS, VOCABULARY, MEANING)[1] == 30.0
     for unknown, said in (("bob", "user 'bob' is not among the 1 people"), (["a", "z"], "events: row 2")):
         with pytest.raises(DataError, match=said):
             read(unknown)

@@ -146,16 +146,16 @@ def test_names_of_another_shape_are_refused(folder: Path, content: str) -> None:
     ("manifest", "said"),
     [
         (
-            '{"format": 5, "sha256": {}}',
-            "written in format 5, this version reads 6; train it again with `palate train`",
+            '{"format": 6, "sha256": {}}',
+            "written in format 6, this version reads 7; train it again with `palate train`",
         ),
         (
             '{"format": 1, "sha256": {}}',
-            "written in format 1, this version reads 6; train it again with `palate train`",
+            "written in format 1, this version reads 7; train it again with `palate train`",
         ),
-        ('{"format": 6, "sha256": {}}', "lists other files than a model has"),
-        ('{"format": 6, "sha256": {"notes.txt": ""}}', "lists other files than a model has"),
-        ('{"format": 6, "sha256": [1]}', "unreadable"),
+        ('{"format": 7, "sha256": {}}', "lists other files than a model has"),
+        ('{"format": 7, "sha256": {"notes.txt": ""}}', "lists other files than a model has"),
+        ('{"format": 7, "sha256": [1]}', "unreadable"),
         ('{"format": 6}', "unreadable"),
         ("[]", "unreadable"),
         ("", "unreadable"),

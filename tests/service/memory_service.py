@@ -43,6 +43,9 @@ from palate.service.contract import (
     Page,
     PersonIn,
     PersonOut,
+    PredictedRating,
+    PredictOut,
+    PredictRequest,
     RefusedError,
     RowError,
     Value,
@@ -163,6 +166,16 @@ class MemoryService:
         return [
             Listed(rank, other, other, 1.0 / rank, 1.0, "next to it", item_id) for rank, other in enumerate(others, 1)
         ]
+
+    async def predict(self, request: PredictRequest) -> PredictOut:
+        await self._work()
+        if any(item not in self.catalog for item in request.items):
+            raise NotFoundError("no such item")
+        events = self.events.get(request.user_id, []) if request.user_id is not None else request.events
+        given = [event.weight for event in events if event.event_type == "rating"]
+        mean = sum(given) / len(given) if given else 3.0
+        lines = [PredictedRating(item, item, mean, 3.0, [1.0, 3.0, 5.0], [0.25, 0.5, 0.25]) for item in request.items]
+        return PredictOut(self._served(), lines)
 
     async def person(self, user_id: str) -> PersonOut:
         await self._work()

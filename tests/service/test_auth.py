@@ -23,6 +23,7 @@ WANTED = {
     ("POST", "/v1/events"): "client",
     ("POST", "/v1/recommendations"): "client",
     ("GET", "/v1/items/{item_id}/similar"): "client",
+    ("POST", "/v1/predictions"): "client",
     ("POST", "/v1/users"): "service",
     ("GET", "/v1/users"): "service",
     ("GET", "/v1/users/{user_id}"): "service",

@@ -69,6 +69,9 @@ PLANTED = [
         {"json": {"user_id": "u", "filter": {"all": [{"attribute": SECRET, "op": SECRET, "value": [SECRET]}]}}},
         "invalid_request",
     ),
+    ("POST", "/v1/predictions", {"json": {"user_id": "u", "items": [SECRET]}}, "not_found"),
+    ("POST", "/v1/predictions", {"json": {"user_id": SECRET, "events": []}}, "invalid_request"),
+    ("POST", "/v1/predictions", {"json": {"user_id": SECRET, "items": [{SECRET: SECRET}]}}, "invalid_request"),
     ("POST", "/v1/keys", {"json": {"role": SECRET, "name": SECRET}}, "invalid_request"),
 ]
 

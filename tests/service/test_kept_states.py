@@ -108,7 +108,7 @@ def check(system: System, users: Sequence[str]) -> None:
         if seen is None or stored is None:
             continue
         shelf, _, adapted = seen
-        person = fold(stored._replace(kept=None), shelf.model.config.negative_events)
+        person = fold(stored._replace(kept=None), shelf.model.config.meaning)
         assert numbers(adapted.state) == numbers(adapt(shelf, person, NOW).state)
     system._people._read = lambda user: (  # type: ignore[assignment]
         None if (found := system._read_person(user)) is None else found._replace(kept=None)

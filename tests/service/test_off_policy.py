@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from palate.data.dataset import Dataset
+from palate.data.episodes import EventMeaning
 from palate.errors import ConfigError, DataError
 from palate.evaluation.off_policy import OffPolicyConfig
 from palate.recommend import Recommender
@@ -25,6 +26,7 @@ from palate.store.recommendations import ShownList
 NOW = 2_000_000_000.0
 HOUR = 3600.0
 NEGATIVE = ("cancel",)
+MEANING = EventMeaning(frozenset(), frozenset())
 CONFIG = LogConfig(estimates=OffPolicyConfig(num_resamples=200))
 KINDS = ("cup", "tea")
 ITEMS = ("a", "b", "c", "d")
@@ -178,7 +180,7 @@ def test_a_models_lists_are_those_that_the_service_would_have_made_then(served_h
         with store.read() as connection:
             known = events.read_events(connection, user)
             done = [Done(one.item_id, one.event_type, one.timestamp) for one in known]
-        state = adapt(shelf, fold(Stored({}, done), ()), at).state if done else adapt(shelf, Person({}), at).state
+        state = adapt(shelf, fold(Stored({}, done), MEANING), at).state if done else adapt(shelf, Person({}), at).state
         made = make_list(shelf, state, request, ListConfig(), rng)
         best.append([line.item_id for line in make_list(shelf, state, ListRequest(k=5), ListConfig(), rng)])
         lists.append(shown(f"r{number}", user, at, [line.item_id for line in made], [line.propensity for line in made]))
@@ -227,7 +229,7 @@ def test_a_list_is_made_again_for_what_was_asked(store: Store, shelf: Shelf) -> 
     lists, wanted = {}, {}
     for request in requests:
         user = str(request.user_id)
-        state = adapt(shelf, fold(Stored({}, done), ()), at).state
+        state = adapt(shelf, fold(Stored({}, done), MEANING), at).state
         made = make_list(shelf, state, replace(request, explore="thompson"), ListConfig(), rng)
         one = shown(user, user, at, [line.item_id for line in made], [line.propensity for line in made])
         lists[user] = one._replace(asked=asked_of(request))

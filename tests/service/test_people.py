@@ -9,17 +9,21 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palate.data.episodes import EMPTY_HISTORY, History, build_histories
+from palate.data.episodes import EMPTY_HISTORY, EventMeaning, History, build_histories
 from palate.data.log import validate_interactions
 from palate.data.vocabulary import Vocabulary
 from palate.service.people import Cursor, Done, People, Person, Stored, fold
 
-NEGATIVE = ("cancel",)
+MEANING = EventMeaning(frozenset({"cancel"}), frozenset({"rating"}))
 ITEMS = tuple("abcde")
 NUMBERS = {item: number for number, item in enumerate(ITEMS)}
 events = st.lists(
     st.builds(
-        Done, st.sampled_from(ITEMS), st.sampled_from(["purchase", "view", "cancel"]), st.integers(0, 6).map(float)
+        Done,
+        st.sampled_from(ITEMS),
+        st.sampled_from(["purchase", "view", "cancel", "rating"]),
+        st.integers(0, 6).map(float),
+        st.sampled_from([1.0, 2.5, 5.0]),
     ),
     max_size=25,
 )
@@ -34,15 +38,19 @@ def by_the_log(done: Sequence[Done]) -> History:
             "user_id": ["u"] * len(done),
             "item_id": [event.item_id for event in done],
             "event_type": [event.event_type for event in done],
+            "weight": [event.weight for event in done],
             "timestamp": [datetime.fromtimestamp(event.timestamp, UTC).replace(tzinfo=None) for event in done],
         }
     )
     log = validate_interactions(frame, source="test").sort("timestamp", maintain_order=True)
-    return build_histories(log, Vocabulary(ITEMS), NEGATIVE)["u"]
+    return build_histories(log, Vocabulary(ITEMS), ["cancel"], ["rating"])["u"]
 
 
 def same(one: History, other: History) -> bool:
-    return all(np.array_equal(left, right) for left, right in zip(one[:3], other[:3], strict=True))
+    ratings = [np.zeros(0) if history.ratings is None else history.ratings for history in (one, other)]
+    return np.array_equal(*ratings, equal_nan=True) and all(
+        np.array_equal(left, right) for left, right in zip(one[:3], other[:3], strict=True)
+    )
 
 
 class Log:
@@ -65,7 +73,7 @@ class Log:
 @given(done=events)
 def test_a_fold_equals_reading_the_log(done: list[Done]) -> None:
     ordered = sorted(done, key=lambda event: event.timestamp)
-    person = fold(Stored({}, ordered), NEGATIVE)
+    person = fold(Stored({}, ordered), MEANING)
     assert same(person.history(NUMBERS), by_the_log(done))
     assert person.position == len(done)
 
@@ -73,7 +81,7 @@ def test_a_fold_equals_reading_the_log(done: list[Done]) -> None:
 @given(done=events, looks=st.sets(st.integers(0, 25)))
 def test_people_equal_the_log_after_every_event_whatever_its_time(done: list[Done], looks: set[int]) -> None:
     log = Log()
-    people = People(log.read, NEGATIVE, capacity=2)
+    people = People(log.read, MEANING, capacity=2)
     for number, event in enumerate(done):
         if number in looks:
             people.get("u")
@@ -87,7 +95,7 @@ def test_people_equal_the_log_after_every_event_whatever_its_time(done: list[Don
 
 def test_an_event_in_order_is_taken_without_reading_the_store() -> None:
     log = Log()
-    people = People(log.read, NEGATIVE, capacity=2)
+    people = People(log.read, MEANING, capacity=2)
     log.append(people, "u", Done("a", "purchase", 1.0))
     people.get("u")
     reads = log.reads
@@ -100,7 +108,7 @@ def test_an_event_in_order_is_taken_without_reading_the_store() -> None:
 
 def test_an_event_does_not_wait_for_who_looks_at_people_and_is_in_the_next_look() -> None:
     log = Log()
-    people = People(log.read, NEGATIVE, capacity=2)
+    people = People(log.read, MEANING, capacity=2)
     log.append(people, "u", Done("a", "purchase", 1.0))
     looking = people.get("u")
     assert looking is not None
@@ -119,7 +127,7 @@ def test_an_event_does_not_wait_for_who_looks_at_people_and_is_in_the_next_look(
 
 def test_what_was_told_of_someone_forgotten_is_not_taken_in() -> None:
     log = Log()
-    people = People(log.read, NEGATIVE, capacity=2)
+    people = People(log.read, MEANING, capacity=2)
     log.append(people, "u", Done("a", "purchase", 1.0))
     people.get("u")
     for forget in (lambda: people.forget("u"), people.clear):
@@ -138,7 +146,7 @@ def test_what_was_told_of_someone_forgotten_is_not_taken_in() -> None:
 
 def test_an_event_told_twice_or_late_by_another_process_changes_nothing() -> None:
     log = Log()
-    people = People(log.read, NEGATIVE, capacity=2)
+    people = People(log.read, MEANING, capacity=2)
     log.append(people, "u", Done("a", "purchase", 1.0))
     people.get("u")
     people.take("u", 1, Done("a", "purchase", 1.0))
@@ -155,7 +163,7 @@ def test_an_event_told_twice_or_late_by_another_process_changes_nothing() -> Non
 
 def test_a_cursor_ahead_of_memory_reads_the_store() -> None:
     log = Log()
-    people = People(log.read, NEGATIVE, capacity=2)
+    people = People(log.read, MEANING, capacity=2)
     log.append(people, "u", Done("a", "purchase", 1.0))
     people.get("u")
     log.events["u"].append(Done("b", "purchase", 2.0))  # by another process, which tells nobody
@@ -167,7 +175,7 @@ def test_a_cursor_ahead_of_memory_reads_the_store() -> None:
 
 def test_another_process_may_change_attributes_or_exchange_the_person() -> None:
     log = Log()
-    people = People(log.read, NEGATIVE, capacity=2)
+    people = People(log.read, MEANING, capacity=2)
     log.append(people, "u", Done("a", "purchase", 1.0))
     person = people.get("u", Cursor({}, 1, 0.0))
     assert person is not None
@@ -181,7 +189,7 @@ def test_another_process_may_change_attributes_or_exchange_the_person() -> None:
 
 def test_only_the_most_recent_people_are_held() -> None:
     log = Log()
-    people = People(log.read, NEGATIVE, capacity=2)
+    people = People(log.read, MEANING, capacity=2)
     for name in "uvw":
         log.append(people, name, Done("a", "purchase", 1.0))
         people.get(name)
@@ -194,7 +202,7 @@ def test_only_the_most_recent_people_are_held() -> None:
 
 
 def test_a_stranger_is_nobody_and_is_not_held() -> None:
-    people = People(Log().read, NEGATIVE, capacity=2)
+    people = People(Log().read, MEANING, capacity=2)
     assert people.get("x") is None
     assert len(people) == 0
 
@@ -202,8 +210,8 @@ def test_a_stranger_is_nobody_and_is_not_held() -> None:
 def test_items_that_a_vocabulary_lacks_are_left_out() -> None:
     person = Person({})
     for item in ("a", "new", "b"):
-        person.take(Done(item, "purchase", 1.0), NEGATIVE)
-    person.take(Done("also new", "cancel", 1.0), NEGATIVE)
+        person.take(Done(item, "purchase", 1.0), MEANING)
+    person.take(Done("also new", "cancel", 1.0), MEANING)
     history = person.history(NUMBERS)
     assert history.items.tolist() == [0, 1]
     assert history.refused.tolist() == []
@@ -212,7 +220,7 @@ def test_items_that_a_vocabulary_lacks_are_left_out() -> None:
 def test_a_list_is_for_another_visit_once_the_gap_has_passed() -> None:
     person = Person({})
     assert not person.returning(1e9, 12.0)  # who has done nothing does not come back
-    person.take(Done("a", "purchase", 0.0), NEGATIVE)
+    person.take(Done("a", "purchase", 0.0), MEANING)
     assert not person.returning(12 * 3600.0, 12.0)
     assert person.returning(12 * 3600.0 + 1, 12.0)
     assert not person.returning(1e9, 0.0)
@@ -220,7 +228,7 @@ def test_a_list_is_for_another_visit_once_the_gap_has_passed() -> None:
 
 def test_forgetting_and_describing() -> None:
     log = Log()
-    people = People(log.read, NEGATIVE, capacity=2)
+    people = People(log.read, MEANING, capacity=2)
     log.append(people, "u", Done("a", "purchase", 1.0))
     person = people.get("u")
     assert person is not None

@@ -107,6 +107,7 @@ API: dict[str, Callable[[Place], object]] = {
     "send_events": lambda place: place.ask("POST", "/v1/events", EVENTS),
     "recommend": lambda place: place.ask("POST", "/v1/recommendations", {"user_id": "user-001", "k": 5}),
     "similar": lambda place: place.ask("GET", "/v1/items/toys-01/similar"),
+    "predict": lambda place: place.ask("POST", "/v1/predictions", {"user_id": "user-001", "items": ["toys-01"]}, 409),
     "send_users": lambda place: place.ask("POST", "/v1/users", {"users": [{"user_id": "x", "attributes": {}}]}),
     "list_users": lambda place: place.ask("GET", "/v1/users"),
     "show_user": lambda place: place.ask("GET", "/v1/users/user-001"),

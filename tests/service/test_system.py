@@ -17,9 +17,19 @@ from hypothesis import strategies as st
 
 from palate.config import DataConfig
 from palate.data.dataset import Dataset
+from palate.data.episodes import EventMeaning
 from palate.errors import ModelError, StoreError
 from palate.recommend import Recommender
-from palate.service.contract import EventIn, ItemIn, ListRequest, NotFoundError, PersonIn, RefusedError
+from palate.service.contract import (
+    EventIn,
+    ItemIn,
+    ListRequest,
+    NotFoundError,
+    PersonIn,
+    PredictOut,
+    PredictRequest,
+    RefusedError,
+)
 from palate.service.home import Home
 from palate.service.intake import take_in
 from palate.service.lists import adapt
@@ -112,6 +122,43 @@ def test_who_was_in_training_is_served_as_the_model_itself_would(place: Place, m
             assert seen is not None
             assert seen[2].state.history.items.tolist() == history.items.tolist()
             assert sorted(seen[2].state.history.refused.tolist()) == sorted(history.refused.tolist())
+
+    place.run(work)
+
+
+def test_ratings_are_foretold_as_the_model_itself_would(tmp_path: Path, rated_model: Recommender) -> None:
+    user, history = next(iter(rated_model.users.items()))
+    asked = ("toys-05", "garden-05", "kitchen-05")
+
+    def means(made: PredictOut) -> list[float]:
+        return [line.mean for line in made.items]
+
+    async def work(system: System) -> None:
+        stored = await system.predict(PredictRequest(asked, user_id=user))
+        nobody = rated_model.encode_profile({})  # a model's folder does not know the attributes
+        assert means(stored) == [line.mean for line in rated_model.predict_for(history, nobody, asked)]
+        assert stored.model_id == rated_model.model_id
+        assert [sum(line.probabilities) for line in stored.items] == pytest.approx([1, 1, 1])
+        rated = [EventIn("new", "toys-00", "rating", weight=5.0), EventIn("new", "garden-00", "rating", weight=1.0)]
+        await system.add_events([*rated, EventIn("new", "kitchen-01", "view", weight=5.0)])
+        told = await system.predict(PredictRequest(asked, user_id="new"))
+        assert means(told) == [
+            line.mean for line in rated_model.predict({"toys-00": 5.0, "garden-00": 1.0}, list(asked))
+        ]
+        session = await system.predict(PredictRequest(asked, events=tuple(rated)))
+        assert means(session) == means(told)
+        stranger = await system.predict(PredictRequest(asked, user_id="stranger"))
+        assert means(stranger) == [line.mean for line in rated_model.predict([], list(asked))]
+        with pytest.raises(NotFoundError, match="number 1"):
+            await system.predict(PredictRequest(("toys-00", "nothing"), user_id="new"))
+
+    Place(tmp_path / "home", rated_model).run(work)
+
+
+def test_a_model_without_ratings_foretells_none(place: Place) -> None:
+    async def work(system: System) -> None:
+        with pytest.raises(RefusedError, match="learned no ratings"):
+            await system.predict(PredictRequest(("toys-00",), user_id="new"))
 
     place.run(work)
 
@@ -676,7 +723,7 @@ def test_any_event_changes_its_own_persons_next_list_alone(
             assert seen is not None
             fresh = system._read_person(names[name])
             assert fresh is not None
-            told = fold(fresh, ("cancel",))
+            told = fold(fresh, EventMeaning(frozenset({"cancel"}), frozenset()))
             assert told.done.chosen() == seen[1].done.chosen()
             assert told.done.refused() == seen[1].done.refused()
             before = after

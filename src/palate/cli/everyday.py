@@ -1,7 +1,9 @@
-"""The main job: demo, train, evaluate, recommend, similar, config."""
+"""The main job: demo, train, evaluate, recommend, predict, similar, config."""
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,7 +36,7 @@ DEMO = Config(data=DataConfig(bundled="online-retail"), evaluation=EvaluationCon
 EXAMPLE_CONFIG = """\
 seed = 0
 [data]
-interactions = "events.csv"      # user_id,item_id,timestamp[,event_type,weight]
+interactions = "events.csv"      # user_id,item_id,timestamp[,event_type,weight or rating]
 items = "items.csv"              # item_id,title[,price,brand,…]
 columns = { customer = "user_id" }
 [evaluation]
@@ -139,31 +141,52 @@ def recommend(
     Nothing of the person but --events is needed: the model adapts to them on the spot. With none of --user, --events
     and --items the list is the one for a newcomer (with --profile, for one of whom that is known).
     """
-    if sum(value is not None for value in (user, events, items)) > 1:
-        raise ConfigError("give one of --user, --events and --items")
-    attributes: dict[str, object] = {}
-    for pair in profile or []:
-        name, separator, value = pair.partition("=")
-        if not separator:
-            raise ConfigError(f"--profile {pair!r}: expected name=value, such as country=France")
-        attributes[name] = value
+    who = _who(user, events, None if items is None else _split(items), "--items")
+    attributes = _attributes(profile)
     keep_to_one_thread()
     recommender = find_model(model)
-    who: Any = []
-    if user is not None:
-        who = user
-    elif events is not None:
-        who = palate.read_events(events)
-    elif items is not None:
-        who = [item.strip() for item in items.split(",") if item.strip()]
-    try:
+    with _naming(events, "--items"):
         lines = recommender.recommend(
-            who, k, profile=attributes or None, exclude=exclude or (), include_seen=include_seen
+            who(), k, profile=attributes or None, exclude=exclude or (), include_seen=include_seen
         )
-    except DataError as error:
-        # The library speaks of "events"; whoever typed a file name should read it again.
-        raise DataError(str(error).replace("events:", f"{events or '--items'}:", 1)) from None
     _print_list(lines, as_json)
+
+
+@command("predict")
+def predict(
+    items: Annotated[str, typer.Argument(help="Ids of the items asked about, separated by commas.")],
+    user: Annotated[str | None, typer.Option(help="Id of a person in training.")] = None,
+    events: Annotated[
+        Path | None,
+        typer.Option(help="CSV or Parquet of one person's events; those that rate count, or a column rating."),
+    ] = None,
+    ratings: Annotated[
+        str | None, typer.Option(help="What the person has rated, as item=rating, oldest first, separated by commas.")
+    ] = None,
+    profile: Annotated[list[str] | None, typer.Option(help="name=value, repeatable, such as country=France.")] = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how a person, known or not, would rate items: a distribution over the ratings, its mean and its median.
+
+    With none of --user, --events and --ratings the answer is for a newcomer (with --profile, for one of whom that is
+    known).
+    """
+    who = _who(user, events, None if ratings is None else _ratings(ratings), "--ratings")
+    attributes = _attributes(profile)
+    keep_to_one_thread()
+    recommender = find_model(model)
+    with _naming(events, "--ratings"):
+        found = recommender.predict(who(), _split(items), profile=attributes or None)
+    if as_json:
+        print(json.dumps([{**line._asdict(), "distribution": dict(line.distribution)} for line in found]))
+        return
+    levels = [f"{level:g}" for level in found[0].distribution] if found else []
+    table = Table("item", "title", "mean", "median", *levels, box=None, pad_edge=False)
+    for line in found:
+        chances = [f"{chance:.0%}" for chance in line.distribution.values()]
+        table.add_row(line.item_id, line.title, f"{line.mean:.2f}", f"{line.median:g}", *chances)
+    Console().print(table)
 
 
 @command("similar")
@@ -176,6 +199,49 @@ def similar(
     """List the items most similar to one, in the sense that the model has learned."""
     keep_to_one_thread()
     _print_list(find_model(model).similar_items(item, k), as_json)
+
+
+def _who(user: str | None, events: Path | None, known: Any, option: str) -> Callable[[], Any]:
+    """Reads what the person is known by; that only one of the options says so is checked at once."""
+    if sum(value is not None for value in (user, events, known)) > 1:
+        raise ConfigError(f"give one of --user, --events and {option}")
+    return lambda: palate.read_events(events) if events is not None else user if user is not None else known or []
+
+
+def _attributes(profile: list[str] | None) -> dict[str, object]:
+    attributes: dict[str, object] = {}
+    for pair in profile or []:
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise ConfigError(f"--profile {pair!r}: expected name=value, such as country=France")
+        attributes[name] = value
+    return attributes
+
+
+def _ratings(text: str) -> dict[str, float]:
+    ratings: dict[str, float] = {}
+    for pair in _split(text):
+        item, _, rating = pair.rpartition("=")  # an id may hold the sign
+        try:
+            ratings[item] = float(rating)
+        except ValueError:
+            item = ""
+        if not item:
+            raise ConfigError(f"--ratings {pair!r}: expected item=rating, such as B07=4.5")
+    return ratings
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+@contextmanager
+def _naming(events: Path | None, option: str) -> Iterator[None]:
+    """The library speaks of "events"; whoever typed a file name should read it again."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace("events:", f"{events or option}:", 1)) from None
 
 
 @command("config")

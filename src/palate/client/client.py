@@ -22,6 +22,7 @@ from palate.client.values import (
     Listing,
     Model,
     Person,
+    RatingLine,
     Role,
     RowFault,
     StoredEvent,
@@ -32,6 +33,7 @@ from palate.client.values import (
     read,
     read_knowledge,
     read_listing,
+    read_rating,
 )
 from palate.errors import ConfigError
 
@@ -127,13 +129,7 @@ class Client:
         if (user_id is None) == (session is None):
             raise ConfigError("recommend: give either user_id or session")
         options = _options(k, exclude, filter, diversity, explore, scenario, include_seen)
-        if user_id is not None:
-            who: dict[str, Any] = {"user_id": user_id}
-        else:
-            fields = ("item_id", "event_type", "timestamp", "weight")
-            rows = [{name: given(event)[name] for name in fields if name in given(event)} for event in session or ()]
-            who = {"events": rows, "profile": dict(profile or {})}
-        return read_listing(self._ask("POST", "/v1/recommendations", {**who, **options}))
+        return read_listing(self._ask("POST", "/v1/recommendations", {**_who(user_id, session, profile), **options}))
 
     def recommend_many(
         self,
@@ -156,6 +152,26 @@ class Client:
         """List the items nearest to one."""
         answer = self._ask("GET", f"/v1/items/{_in_path(item_id)}/similar", parameters={"k": k})
         return [read(Line, line) for line in answer["items"]]
+
+    def predict(
+        self,
+        items: Sequence[str],
+        user_id: str | None = None,
+        *,
+        session: Sequence[Event] | None = None,
+        profile: Mapping[str, Value] | None = None,
+    ) -> list[RatingLine]:
+        """Say how a person, or someone without an id, would rate items, in their order.
+
+        Args:
+            items: ids of the items asked about.
+            session: events of someone without an id, oldest first; give it instead of `user_id`. Those that rate count.
+            profile: what is known of someone without an id.
+        """
+        if (user_id is None) == (session is None):
+            raise ConfigError("predict: give either user_id or session")
+        answer = self._ask("POST", "/v1/predictions", {**_who(user_id, session, profile), "items": list(items)})
+        return [read_rating(line) for line in answer["items"]]
 
     def people(self) -> Iterator[Person]:
         """All people, by id; pages are fetched as they are needed."""
@@ -275,6 +291,15 @@ def _in_path(value: str) -> str:
     quoted = quote(value, safe="")
     # "." and ".." would be taken for steps in the path.
     return quoted.replace(".", "%2E") if quoted.strip(".") == "" else quoted
+
+
+def _who(user_id: str | None, session: Sequence[Event] | None, profile: Mapping[str, Value] | None) -> dict[str, Any]:
+    """The fields that say whom a request is about."""
+    if user_id is not None:
+        return {"user_id": user_id}
+    fields = ("item_id", "event_type", "timestamp", "weight")
+    rows = [{name: given(event)[name] for name in fields if name in given(event)} for event in session or ()]
+    return {"events": rows, "profile": dict(profile or {})}
 
 
 def _options(

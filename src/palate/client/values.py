@@ -62,6 +62,20 @@ class Listing(NamedTuple):
     items: tuple[Line, ...]
 
 
+class RatingLine(NamedTuple):
+    """How one item would be rated."""
+
+    item_id: str
+    title: str
+    mean: float
+    median: float
+    """One of the levels."""
+    levels: tuple[float, ...]
+    """The ratings that there are, in rising order."""
+    probabilities: tuple[float, ...]
+    """Of the levels."""
+
+
 class StoredEvent(NamedTuple):
     """An event as stored."""
 
@@ -147,6 +161,12 @@ Row = TypeVar("Row", StoredEvent, Person, StoredItem, Line, Job, Model, Key)
 def read(kind: type[Row], row: Mapping[str, Any]) -> Row:
     """A value from an answer; fields that a newer service has added are left out."""
     return kind(**{name: row[name] for name in kind._fields})
+
+
+def read_rating(answer: Mapping[str, Any]) -> RatingLine:
+    """How an item would be rated, from an answer."""
+    known = {name: answer[name] for name in RatingLine._fields}
+    return RatingLine(**known | {name: tuple(known[name]) for name in ("levels", "probabilities")})
 
 
 def read_listing(answer: Mapping[str, Any]) -> Listing:

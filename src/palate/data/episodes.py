@@ -15,6 +15,15 @@ from jaxtyping import Float32, Float64, Int64
 from palate.data.vocabulary import Vocabulary
 
 
+class EventMeaning(NamedTuple):
+    """What types of events say; any other is a choice of its item."""
+
+    negative: frozenset[str]
+    """Those that say no."""
+    rating: frozenset[str]
+    """Those whose weight is a rating of the item."""
+
+
 class History(NamedTuple):
     """One person's behaviour; items are vocabulary indices."""
 
@@ -26,15 +35,26 @@ class History(NamedTuple):
     """Distinct items that the person said no to, and did not choose again later."""
     returning: bool = False
     """Whether the list to come is for another visit than the last event's; see `SequenceModelConfig.visit_gap`."""
+    ratings: Float64[np.ndarray, "event"] | None = None
+    """What the person last rated each of `items`, NaN where they never did; None: they rated none of them."""
 
     def head(self, length: int) -> "History":
         """The first `length` items, as if nothing had happened afterwards."""
-        return History(self.items[:length], self.times[:length], self.refused[:0])
+        ratings = None if self.ratings is None else self.ratings[:length]
+        return History(self.items[:length], self.times[:length], self.refused[:0], ratings=ratings)
 
     def tail(self, length: int) -> "History":
         """The most recent `length` items."""
         start = max(len(self.items) - length, 0)
-        return History(self.items[start:], self.times[start:], self.refused, self.returning)
+        ratings = None if self.ratings is None else self.ratings[start:]
+        return History(self.items[start:], self.times[start:], self.refused, self.returning, ratings)
+
+    def rated(self) -> tuple[Int64[np.ndarray, "rated"], Float64[np.ndarray, "rated"]]:
+        """The items with a rating, and the ratings."""
+        if self.ratings is None:
+            return self.items[:0], np.zeros(0)
+        known = ~np.isnan(self.ratings)
+        return self.items[known], self.ratings[known]
 
 
 def is_another_visit(last: float | None, at: float, gap: float) -> bool:
@@ -52,12 +72,15 @@ EMPTY_HISTORY = History(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64
 
 
 def build_histories(
-    interactions: pl.DataFrame, vocabulary: Vocabulary, negative_events: Sequence[str]
+    interactions: pl.DataFrame,
+    vocabulary: Vocabulary,
+    negative_events: Sequence[str],
+    rating_events: Sequence[str] = (),
 ) -> dict[str, History]:
     """Collect each person's history from a log sorted by time; people come in the order of their ids.
 
     An event whose type is in `negative_events` refuses its item: the item leaves the chosen ones, until it is
-    chosen again.
+    chosen again. The weight of one whose type is in `rating_events` is a rating of its item; the last one counts.
 
     Raises:
         DataError: an item is not in the vocabulary.
@@ -70,6 +93,7 @@ def build_histories(
         .with_columns(
             negative=pl.col("event_type").is_in(list(negative_events)),
             seconds=pl.col("timestamp").dt.epoch("us") / 1e6,
+            rating=pl.when(pl.col("event_type").is_in(list(rating_events))).then("weight"),
         )
     )
     # What counts of an item is the last word said on it, at the place of the first yes.
@@ -77,19 +101,28 @@ def build_histories(
         refused=pl.col("negative").last(),
         order=pl.col("order").filter(~pl.col("negative")).first(),
         seconds=pl.col("seconds").filter(~pl.col("negative")).first(),
+        rating=pl.col("rating").drop_nulls().last(),
     )
     per_item = per_item.sort("user_id", "order", maintain_order=True)  # items never chosen tie
     people = per_item.group_by("user_id", maintain_order=True).agg(pl.len(), refusals=pl.col("refused").sum())
     items, refused = per_item["item"].to_numpy().astype(np.int64), per_item["refused"].to_numpy()
     seconds = per_item["seconds"].to_numpy().astype(np.float64)[~refused]
+    ratings = per_item["rating"].fill_null(np.nan).to_numpy()[~refused]
     chosen, refused = items[~refused], items[refused]
     refusals = people["refusals"].to_numpy().astype(np.int64)
     to = np.cumsum(people["len"].to_numpy().astype(np.int64) - refusals).tolist()
     ends = np.cumsum(refusals).tolist()
     return {
-        user: History(chosen[start:stop], seconds[start:stop], refused[first:last])
+        user: History(
+            chosen[start:stop], seconds[start:stop], refused[first:last], ratings=any_rated(ratings[start:stop])
+        )
         for user, start, stop, first, last in zip(people["user_id"], [0, *to], to, [0, *ends], ends, strict=False)
     }
+
+
+def any_rated(ratings: Float64[np.ndarray, "event"]) -> Float64[np.ndarray, "event"] | None:
+    """Ratings as a history holds them: None where there is none at all."""
+    return None if np.isnan(ratings).all() else ratings
 
 
 def purchase_matrix(histories: Iterable[History], num_items: int) -> Float32[np.ndarray, "user item"]:

@@ -22,6 +22,7 @@ INTERACTION_SCHEMA: Final = pl.Schema(
 )
 
 DEFAULT_EVENT_TYPE = "interaction"
+RATING_EVENT_TYPE = "rating"
 _CLOCK_TOLERANCE = timedelta(days=1)
 
 
@@ -31,7 +32,8 @@ def validate_interactions(frame: pl.DataFrame, *, source: str, now: datetime | N
     Args:
         frame: needs `user_id`, `item_id` and `timestamp` (text, or whole numbers for ids; see `times` for the
             readable times). `event_type` defaults to "interaction" and `weight` to 1.0 where the column is
-            absent; `event_id` and `session_id` become null columns. Any other column is left out.
+            absent; `event_id` and `session_id` become null columns. Where both are absent and there is a column
+            `rating`, a row that has one is an event of type "rating" with it as weight. Any other column is left out.
         source: what to call the table in errors, such as a file name.
         now: events after this moment (naive means UTC) are refused; by default the current time plus one day.
 
@@ -48,6 +50,8 @@ def validate_interactions(frame: pl.DataFrame, *, source: str, now: datetime | N
     if frame.is_empty():
         raise DataError(f"{source}: the table has no rows; at least one interaction is needed")
     defaults = {"event_type": DEFAULT_EVENT_TYPE, "weight": 1.0, "event_id": None, "session_id": None}
+    if "rating" in frame.columns and not {"event_type", "weight"} & set(frame.columns):
+        frame = _read_ratings(frame)
     absent = [pl.lit(value).alias(name) for name, value in defaults.items() if name not in frame.columns]
     table = frame.with_columns(absent)
     columns = {
@@ -140,6 +144,18 @@ def _filled(values: pl.Series, source: str) -> pl.Series:
     if row is not None:
         _fail(source, row, values.name, "the value is missing; fill it in or remove the row")
     return text
+
+
+def _read_ratings(frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows with a rating as events that rate; an empty text is none."""
+    rating = pl.col("rating")
+    if frame.schema["rating"] == pl.String:
+        rating = pl.when(rating.str.strip_chars() != "").then(rating)
+    there = rating.is_not_null()
+    return frame.with_columns(
+        event_type=pl.when(there).then(pl.lit(RATING_EVENT_TYPE)).otherwise(pl.lit(DEFAULT_EVENT_TYPE)),
+        weight=rating.fill_null(pl.lit(1)),
+    )
 
 
 def _weights(values: pl.Series, source: str) -> pl.Series:

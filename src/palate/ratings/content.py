@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from palate.errors import ConfigError, DataError
-from palate.ratings.likeness import KernelTable
+from palate.ratings.likeness import KernelTable, Likeness
 
 Kernel = Float[np.ndarray, "item item"]
 _NEAR, _SHARP = 0.3, 0.15  # how fast likeness falls with the cosine of two texts
@@ -71,7 +71,7 @@ class ItemContent:
 
     names: tuple[str, ...]
     """Of the kernels."""
-    kernels: KernelTable
+    kernels: Likeness
     """Likeness of each pair."""
     features: Float[Tensor, "item feature"]
     """About the size of 1."""
@@ -85,6 +85,8 @@ class ItemContent:
         for name in names:
             if name not in self.names:
                 raise ConfigError(f"no kernel is called {name!r}; choose from {', '.join(self.names)}")
+        if not isinstance(self.kernels, KernelTable):
+            raise ConfigError("kernels that are computed come together; choose among those of a table")
         kept = [self.names.index(name) for name in names]
         return replace(self, names=tuple(names), kernels=KernelTable(self.kernels.values[..., kept].contiguous()))
 

@@ -72,7 +72,7 @@ class KernelSolve(nn.Module):
         self.log_kernel = nn.Parameter(torch.full((num_kernels, 2), _FIRST_LOG_KERNEL))
         self.log_noise = nn.Parameter(torch.tensor(math.log(noise)))
         self.log_spread = nn.Parameter(torch.zeros(num_factors + 1))
-        self.prior = nn.Linear(num_profile, num_factors + 1)
+        self.prior = nn.Linear(max(num_profile, 1), num_factors + 1)  # of people without a profile: one of 0
         nn.init.zeros_(self.prior.weight)
         nn.init.zeros_(self.prior.bias)
 
@@ -104,7 +104,8 @@ class KernelSolve(nn.Module):
         noise = self.log_noise.exp() + (support.variance * weight).sum(-1)
         before = before + (query.variance * weight).sum(-1)
 
-        prior = self.prior(profile)[..., None]
+        known = profile if profile.shape[1] else profile.new_zeros(len(profile), 1)
+        prior = self.prior(known)[..., None]
         found = solve(covariance, cross, before, target - (left @ prior)[..., 0], noise, mask)
         return found._replace(mean=found.mean + (right @ prior)[..., 0])
 

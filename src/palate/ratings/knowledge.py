@@ -38,9 +38,11 @@ class KnowledgeConfig:
     """Sweeps of a table without a fold, which starts from that of all users."""
     min_ratings: int = 3
     """Ratings that an item needs for the process to learn from it."""
+    most_items: int = 4096
+    """Items that the process learns from, at most: the most rated. It costs the cube of them, once a table."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_folds", 2), ("num_fold_sweeps", 1), ("min_ratings", 1)):
+        for name, least in (("num_folds", 2), ("num_fold_sweeps", 1), ("min_ratings", 1), ("most_items", 2)):
             if getattr(self, name) < least:
                 raise ConfigError(f"knowledge.{name} is {getattr(self, name)}; expected at least {least}")
 
@@ -116,6 +118,8 @@ def fit_knowledge(
     fold = _folds(ratings, config.num_folds, np.random.default_rng(seed))
     everyone = rotated(fit_factors(ratings, num_items, config.factors, seed=seed))
     rows = np.flatnonzero(everyone.counts >= config.min_ratings)
+    if len(rows) > config.most_items:
+        rows = np.sort(rows[np.argsort(-everyone.counts[rows], kind="stable")[: config.most_items]])
     if len(rows) < 2:
         raise DataError(f"{len(rows)} items have {config.min_ratings} ratings or more; expected at least 2")
     weights = _kernel_weights(likeness, rows, everyone, seed)

@@ -6,7 +6,7 @@ files on disk.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 from palate.backbone.ensemble import Ensemble
 from palate.backbone.sequence_model import Catalogue
 from palate.config import Config
-from palate.data.episodes import History
+from palate.data.episodes import History, any_rated
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeEncoder
 from palate.errors import ModelError, PalateError
@@ -29,11 +29,12 @@ from palate.meta.evidence import FeatureSpace, Rotation
 from palate.meta.head import Items
 from palate.meta.item_tasks import ItemPosterior
 from palate.meta.learner import Params
+from palate.ratings.rating_model import RatingModel
 from palate.recommend.item_table import ItemTable
 from palate.scorers.evidence import Scorers
 from palate.scorers.kin import Kin
 
-FORMAT = 6
+FORMAT = 7
 _MODEL, _USERS, _VOCABULARY, _NAMES = FILES = (
     "model.safetensors",
     "people.safetensors",
@@ -52,6 +53,7 @@ class Bundle:
     params: Params
     scorers: Scorers
     item_table: ItemTable
+    ratings: RatingModel | None
     profile_encoder: AttributeEncoder
     users: Mapping[str, History]
     profiles: Mapping[str, Float[Tensor, "profile"]]
@@ -59,9 +61,11 @@ class Bundle:
     trained_until: float
 
 
-def identify(backbone: Ensemble, params: Params, scorers: Scorers, items: ItemTable) -> str:
+def identify(
+    backbone: Ensemble, params: Params, scorers: Scorers, items: ItemTable, ratings: RatingModel | None
+) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of everything that was trained or fitted."""
-    return hashlib.sha256(save(_weights(backbone, params, scorers, items))).hexdigest()[:16]
+    return hashlib.sha256(save(_weights(backbone, params, scorers, items, ratings))).hexdigest()[:16]
 
 
 def to_files(bundle: Bundle) -> dict[str, bytes]:
@@ -82,7 +86,7 @@ def to_files(bundle: Bundle) -> dict[str, bytes]:
         "scorers": {name: scorer.setting for name, scorer in bundle.scorers.fitted.items()},
     }
     return {
-        _MODEL: save(_weights(bundle.backbone, bundle.params, bundle.scorers, items) | _derived(items)),
+        _MODEL: save(_weights(bundle.backbone, bundle.params, bundle.scorers, items, bundle.ratings) | _derived(items)),
         _USERS: save(_of_users(bundle)),
         _VOCABULARY: items.vocabulary.to_json().encode(),
         _NAMES: json.dumps(names, ensure_ascii=False).encode(),
@@ -119,11 +123,15 @@ def refusing_what_is_no_model(where: object) -> Iterator[None]:
         raise ModelError(str(error) if str(error).startswith(str(where)) else f"{where}: {error}") from None
 
 
-def _weights(backbone: Ensemble, params: Params, scorers: Scorers, items: ItemTable) -> dict[str, Tensor]:
+def _weights(
+    backbone: Ensemble, params: Params, scorers: Scorers, items: ItemTable, ratings: RatingModel | None
+) -> dict[str, Tensor]:
     """Everything that was trained or fitted."""
     tensors = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
     tensors |= {f"params.{name}": value for name, value in params.items()}
     tensors |= {f"scorers.{name}": torch.from_numpy(value) for name, value in scorers.to_arrays().items()}
+    if ratings is not None:
+        tensors |= {f"ratings.{name}": value for name, value in ratings.to_tensors().items()}
     tensors |= {
         "content": backbone.models()[0].items.content,
         "content_rotation.mean": items.content_rotation.mean,
@@ -162,10 +170,19 @@ def _of_users(bundle: Bundle) -> dict[str, Tensor]:
         "items": joined(items),
         "items.starts": starts(items),
         "times": joined([history.times for history in histories]),
+        **_ratings_of(histories),
         "refused": joined(refused),
         "refused.starts": starts(refused),
         "profiles": torch.stack([torch.zeros(bundle.profile_encoder.dim), *profiles])[1:].contiguous(),
     }
+
+
+def _ratings_of(histories: Sequence[History]) -> dict[str, Tensor]:
+    """The ratings, and which of all the items have one: a NaN in a file is damage."""
+    rows = [np.full(len(one.items), np.nan) if one.ratings is None else one.ratings for one in histories]
+    every = np.concatenate([np.zeros(0), *rows])
+    known = ~np.isnan(every)
+    return {"rated": torch.from_numpy(known), "ratings": torch.from_numpy(every[known])}
 
 
 def _refuse_non_finite(tensors: Mapping[str, Tensor], file: str) -> None:
@@ -203,6 +220,7 @@ def _assemble(
         kin=Kin(**{name: value.numpy() for name, value in part("kin.").items()}),
         base=Items(**part("base.")) if "base.features" in tensors else None,
     )
+    ratings = part("ratings.")
     return Bundle(
         config=config,
         model_id=names["model_id"],
@@ -210,6 +228,7 @@ def _assemble(
         params=part("params."),
         scorers=Scorers.from_arrays({k: v.numpy() for k, v in part("scorers.").items()}, names["scorers"]),
         item_table=items,
+        ratings=RatingModel.from_tensors(ratings, config.ratings) if ratings else None,
         profile_encoder=profile_encoder,
         users=_histories(people, names["users"]),
         profiles=dict(zip(names["users"], people["profiles"], strict=True)),
@@ -221,11 +240,14 @@ def _assemble(
 def _histories(people: Mapping[str, Tensor], users: list[str]) -> dict[str, History]:
     starts, refusals = people["items.starts"].tolist(), people["refused.starts"].tolist()
     items, times, refused = (people[name].numpy() for name in ("items", "times", "refused"))
+    ratings = np.full(len(items), np.nan)
+    ratings[people["rated"].numpy()] = people["ratings"].numpy()
     return {
         user: History(
             items[starts[row] : starts[row + 1]],
             times[starts[row] : starts[row + 1]],
             refused[refusals[row] : refusals[row + 1]].astype(np.int64),
+            ratings=any_rated(ratings[starts[row] : starts[row + 1]]),
         )
         for row, user in enumerate(users)
     }

@@ -5,17 +5,18 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from palate.data.episodes import EMPTY_HISTORY, History, build_histories
+from palate.data.episodes import EMPTY_HISTORY, EventMeaning, History, build_histories
 from palate.data.log import read_ids, require_columns, validate_interactions
 from palate.data.vocabulary import Vocabulary
 from palate.errors import DataError
 
-EventInput = str | pl.DataFrame | Sequence[str]
-"""The id of a person in training, a table of one person's events, or item ids from the oldest to the newest."""
+EventInput = str | pl.DataFrame | Sequence[str] | Mapping[str, float]
+"""The id of a person in training, a table of one person's events, item ids from the oldest to the newest, or ratings by
+item id in that order."""
 
 
 def read_history(
-    events: EventInput, users: Mapping[str, History], vocabulary: Vocabulary, negative_events: Sequence[str]
+    events: EventInput, users: Mapping[str, History], vocabulary: Vocabulary, meaning: EventMeaning
 ) -> tuple[History, float | None]:
     """Read a person's events; return them, and when the last one was (None: nobody says).
 
@@ -23,7 +24,7 @@ def read_history(
         events: what the caller has.
         users: histories of people in training, by id.
         vocabulary: of the items.
-        negative_events: types of events that say no.
+        meaning: what types of events say.
 
     Raises:
         DataError: an unknown person or item, a malformed table, or events of several people.
@@ -36,15 +37,18 @@ def read_history(
         history = users[events]
         return history, float(history.times.max()) if len(history.times) else None
     if isinstance(events, pl.DataFrame):
-        return _read_table(events, vocabulary, negative_events)
-    chosen = dict.fromkeys(_numbers(events, vocabulary))
+        return _read_table(events, vocabulary, meaning)
+    ratings = np.array(list(events.values()), np.float64) if isinstance(events, Mapping) and events else None
+    if ratings is not None and not np.isfinite(ratings).all():
+        wrong = list(events)[int(np.flatnonzero(~np.isfinite(ratings))[0])]
+        raise DataError(f"events: the rating of {wrong!r} is not finite; leave it out")
+    chosen = dict.fromkeys(_numbers(list(events), vocabulary))
     # Without times the order is all that is known: one session, in this order.
-    return History(np.fromiter(chosen, np.int64, len(chosen)), np.zeros(len(chosen)), np.zeros(0, np.int64)), None
+    items = np.fromiter(chosen, np.int64, len(chosen))
+    return History(items, np.zeros(len(chosen)), np.zeros(0, np.int64), ratings=ratings), None
 
 
-def _read_table(
-    events: pl.DataFrame, vocabulary: Vocabulary, negative_events: Sequence[str]
-) -> tuple[History, float | None]:
+def _read_table(events: pl.DataFrame, vocabulary: Vocabulary, meaning: EventMeaning) -> tuple[History, float | None]:
     if events.is_empty():
         return EMPTY_HISTORY, None
     require_columns(events, ("item_id",), source="events")
@@ -65,7 +69,8 @@ def _read_table(
     _numbers(read_ids(events["item_id"], source="events").to_list(), vocabulary)
     last = log["timestamp"].dt.epoch("us").max()
     assert isinstance(last, int), "a log that is valid has times"
-    return build_histories(log, vocabulary, negative_events)[people[0]], last / 1e6 if timed else None
+    histories = build_histories(log, vocabulary, sorted(meaning.negative), sorted(meaning.rating))
+    return histories[people[0]], last / 1e6 if timed else None
 
 
 def _numbers(item_ids: Sequence[str], vocabulary: Vocabulary) -> list[int]:

@@ -25,9 +25,11 @@ from palate.data.episodes import History, is_another_visit
 from palate.data.times import parse_time
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeEncoder
+from palate.errors import DataError
 from palate.meta.head import Items, metric, search_query, search_rows
 from palate.meta.item_choices import ItemChoices
 from palate.meta.learner import Params
+from palate.ratings.rating_model import RatingModel
 from palate.recommend import fast_weight_cache
 from palate.recommend.adaptation import Adaptation
 from palate.recommend.bundle import Bundle, from_files, refusing_what_is_no_model, to_files
@@ -35,6 +37,7 @@ from palate.recommend.event_input import EventInput, read_history
 from palate.recommend.explanation import Explainer
 from palate.recommend.item_table import ItemTable
 from palate.recommend.model_folder import read_folder, write_folder
+from palate.recommend.predictions import RatingPrediction, describe_ratings
 from palate.recommend.profile_input import encode_profile
 from palate.recommend.ranking import Ranked, rank_all, rank_by_index, sample_histories
 from palate.recommend.retrieval import Index, RetrievalConfig, build_index
@@ -76,6 +79,8 @@ class Recommender:
     scorers: Scorers
     """What goes with what."""
     item_table: ItemTable
+    ratings: RatingModel | None
+    """What people make of items they rate; None: nobody rated any in training."""
     profile_encoder: AttributeEncoder
     users: Mapping[str, History]
     """Histories of the people in training."""
@@ -136,17 +141,17 @@ class Recommender:
     ) -> State:
         """Compute a person's fast weights from their events; the shared weights stay as they are.
 
-        `events` is the id of a person in training, a table of events (one person's, `item_id` at least), or item ids
-        from the oldest to the newest (none: a person without history). `profile` gives attributes by name, for
-        people who are not in training. `at` is when the list is asked for (naive UTC; by default now): where the last
-        event is longer ago than `model.visit_gap`, it is for another visit. Events without times go on. `returning`
-        says it outright.
+        `events` is the id of a person in training, a table of events (one person's, `item_id` at least), item ids
+        from the oldest to the newest (none: a person without history), or ratings by item id in that order. `profile`
+        gives attributes by name, for people who are not in training. `at` is when the list is asked for (naive UTC; by
+        default now): where the last event is longer ago than `model.visit_gap`, it is for another visit. Events without
+        times go on. `returning` says it outright.
 
         Raises:
             DataError: an unknown person or item, a malformed table, or events of several people.
             ConfigError: a profile attribute that the model does not know.
         """
-        history, last = read_history(events, self.users, self.vocabulary, self.config.negative_events)
+        history, last = read_history(events, self.users, self.vocabulary, self.config.meaning)
         features = (
             self.profiles[events] if isinstance(events, str) and profile is None else self.encode_profile(profile)
         )
@@ -223,6 +228,45 @@ class Recommender:
         if len(self.vocabulary) > self.retrieval.dense_until:
             return rank_by_index(self._index, state.fast, k, **filters)
         return rank_all(self.item_table.scoring_rows, state.fast, k, **filters)
+
+    def predict(
+        self, events: EventInput, items: Sequence[str], *, profile: Mapping[str, object] | None = None
+    ) -> list[RatingPrediction]:
+        """Say how a person would rate items, given those that they have rated; without any, how people like them do.
+
+        Args:
+            events: as in `adapt`; those that rate count (`rating_events`), the others say nothing here.
+            items: the ids of the items asked about.
+            profile: as in `adapt`.
+
+        Returns:
+            A distribution over the ratings for each item, in the order asked for.
+
+        Raises:
+            DataError: the model was trained without ratings, an unknown person or item, or as `adapt`.
+            ConfigError: a profile attribute that the model does not know.
+        """
+        history, _ = read_history(events, self.users, self.vocabulary, self.config.meaning)
+        known = self.profiles[events] if isinstance(events, str) and profile is None else self.encode_profile(profile)
+        return self.predict_for(history, known, items)
+
+    def predict_for(
+        self, history: History, profile: Float[Tensor, "profile"], items: Sequence[str]
+    ) -> list[RatingPrediction]:
+        """`predict` for who keeps histories and encoded profiles already, as a service does.
+
+        Raises:
+            DataError: the model was trained without ratings, or an unknown item.
+        """
+        if self.ratings is None:
+            kinds = ", ".join(self.config.rating_events) or "none"
+            raise DataError(
+                f"model {self.model_id} has learned no ratings; train it on events of a type in rating_events "
+                f"({kinds}) with the rating as weight, or on a table with a column `rating`"
+            )
+        asked = self.vocabulary.index(list(items))
+        found = self.ratings.predict(*history.rated(), asked, profile, self.item_table.kin)
+        return describe_ratings(list(items), [self.titles[place] for place in asked], found, self.ratings.levels)
 
     def score_many(
         self, histories: Sequence[History], profiles: Float[Tensor, "user profile"]

@@ -81,6 +81,24 @@ class SimilarAnswer(Answer):
     items: list[Line]
 
 
+class RatingLine(Answer):
+    """How one item would be rated."""
+
+    item_id: str
+    title: str
+    mean: float
+    median: Annotated[float, Field(description="one of the levels")]
+    levels: Annotated[list[float], Field(description="the ratings that there are, in rising order")]
+    probabilities: Annotated[list[float], Field(description="of the levels")]
+
+
+class PredictAnswer(Answer):
+    """Ratings foretold, in the order of the items asked about."""
+
+    model_id: str
+    items: list[RatingLine]
+
+
 class StoredEvent(Answer):
     """An event as stored."""
 

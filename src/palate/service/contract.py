@@ -138,6 +138,39 @@ class PersonOut(NamedTuple):
 
 
 @dataclass(frozen=True)
+class PredictRequest:
+    """How someone would rate items: a known person, or someone without an id by the events of a session."""
+
+    items: tuple[str, ...]
+    user_id: str | None = None
+    events: tuple[EventIn, ...] = ()
+    """Of someone without an id, oldest first; empty when `user_id` is given. `user_id` of these is ""."""
+    profile: Mapping[str, Value] = field(default_factory=dict)
+    """Attributes of someone without an id."""
+
+
+class PredictedRating(NamedTuple):
+    """How one item would be rated."""
+
+    item_id: str
+    title: str
+    mean: float
+    median: float
+    """One of the levels."""
+    levels: Sequence[float]
+    """The ratings that there are, in rising order."""
+    probabilities: Sequence[float]
+    """Of the levels."""
+
+
+class PredictOut(NamedTuple):
+    """Ratings foretold, in the order of the items asked about."""
+
+    model_id: str
+    items: Sequence[PredictedRating]
+
+
+@dataclass(frozen=True)
 class ListRequest:
     """One list: for a known person, or for the events of an anonymous session."""
 
@@ -258,6 +291,10 @@ class Running(Protocol):
 
     async def similar(self, item_id: str, k: int) -> Sequence[Listed]:
         """Items nearest to one; NotFoundError."""
+        ...
+
+    async def predict(self, request: PredictRequest) -> PredictOut:
+        """How someone would rate items; NotFoundError: an item; RefusedError: the model has learned no ratings."""
         ...
 
     async def person(self, user_id: str) -> PersonOut:

@@ -47,21 +47,26 @@ def take_in(store: Store, dataset: Dataset, now: float, say: Callable[[str], Non
 def take_in_model(store: Store, model: Recommender, now: float, say: Callable[[str], None] = lambda line: None) -> None:
     """Store what a model folder itself knows, for one whose data is not at hand: titles, and people's histories.
 
-    Only the first choice of each item is known there, and the people's attributes are not.
+    Only the first choice of each item is known there, with the last rating, and the people's attributes are not.
     """
     with store.write() as connection:
         rows = zip(model.vocabulary.ids, model.titles, strict=True)
         items.upsert(connection, [items.ItemChange(item_id, {"title": title}) for item_id, title in rows], now)
     refusal = next(iter(model.config.negative_events), None)
+    rating = next(iter(model.config.rating_events), None)
     rows_ = []
     for user_id, history in model.users.items():
-        done = [("purchase", item, when) for item, when in zip(history.items, history.times, strict=True)]
+        rated = dict(zip(*(values.tolist() for values in history.rated()), strict=True)) if rating is not None else {}
+        done = [
+            (rating if rating is not None and item in rated else "purchase", item, when, rated.get(item, 1.0))
+            for item, when in zip(history.items.tolist(), history.times.tolist(), strict=True)
+        ]
         last = float(history.times.max(initial=0.0))
-        done += [] if refusal is None else [(refusal, item, last) for item in history.refused]
-        for kind, item, when in done:
-            item_id = model.vocabulary.ids[int(item)]
-            event_id = _digest(user_id, item_id, kind, repr(float(when)), "model")
-            rows_.append(NewEvent(event_id, user_id, item_id, kind, float(when)))
+        done += [] if refusal is None else [(refusal, item, last, 1.0) for item in history.refused.tolist()]
+        for kind, item, when, weight in done:
+            item_id = model.vocabulary.ids[item]
+            event_id = _digest(user_id, item_id, kind, repr(when), "model")
+            rows_.append(NewEvent(event_id, user_id, item_id, kind, when, weight))
     for some in _parts(rows_):
         with store.write() as connection:
             events.append(connection, some, now)

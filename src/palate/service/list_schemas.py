@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
-from palate.service.contract import Condition, EventIn, Exploration, Filter, ListRequest, Value
+from palate.service.contract import Condition, EventIn, Exploration, Filter, ListRequest, PredictRequest, Value
 from palate.service.schemas import MAX_ROWS, Attributes, Body, Id, Name, Says, SessionEvent, Text
 
 MAX_K: Final = 500
@@ -152,12 +152,55 @@ class ForSession(ListOptions):
 
     def requests(self) -> list[ListRequest]:
         """One request."""
-        events = tuple(EventIn("", each.item_id, each.event_type, each.timestamp, each.weight) for each in self.events)
-        return [self.request(None, events, self.profile)]
+        return [self.request(None, _plain(self.events), self.profile)]
+
+
+class Asked(Body):
+    """Which ratings are asked for."""
+
+    items: Annotated[list[Id], Field(min_length=1, max_length=MAX_K, description="items to foretell the rating of")]
+
+
+class RatingsOfPerson(Asked):
+    """How a person would rate items, given what they have rated; nobody knows them: how a newcomer would."""
+
+    user_id: Id
+    model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "u-1", "items": ["mug-7"]}]})
+
+    def request(self) -> PredictRequest:
+        """The same for the running system."""
+        return PredictRequest(tuple(self.items), self.user_id)
+
+
+class RatingsOfSession(Asked):
+    """How someone without an id would rate items; nothing of it is stored."""
+
+    events: Annotated[list[SessionEvent], Field(max_length=MAX_ROWS, description="oldest first; those that rate count")]
+    profile: Attributes = Field(default_factory=dict)
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"events": [{"item_id": "mug-7", "event_type": "rating", "weight": 4}], "items": ["cup-2"]},
+            ]
+        }
+    )
+
+    def request(self) -> PredictRequest:
+        """The same for the running system."""
+        return PredictRequest(tuple(self.items), None, _plain(self.events), self.profile)
+
+
+def _plain(events: list[SessionEvent]) -> tuple[EventIn, ...]:
+    return tuple(EventIn("", each.item_id, each.event_type, each.timestamp, each.weight) for each in events)
 
 
 def _kind_of_list(value: object) -> str | None:
     given = [name for name in ("user_id", "users", "events") if isinstance(value, dict) and name in value]
+    return f"#{given[0]}" if len(given) == 1 else None
+
+
+def _kind_of_ratings(value: object) -> str | None:
+    given = [name for name in ("user_id", "events") if isinstance(value, dict) and name in value]
     return f"#{given[0]}" if len(given) == 1 else None
 
 
@@ -167,5 +210,14 @@ ListBody = Annotated[
         _kind_of_list,
         custom_error_type="who",
         custom_error_message="Give exactly one of user_id, users and events",
+    ),
+]
+
+RatingsBody = Annotated[
+    Annotated[RatingsOfPerson, Tag("#user_id")] | Annotated[RatingsOfSession, Tag("#events")],
+    Discriminator(
+        _kind_of_ratings,
+        custom_error_type="who",
+        custom_error_message="Give exactly one of user_id and events",
     ),
 ]

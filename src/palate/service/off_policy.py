@@ -24,6 +24,7 @@ import numpy as np
 import polars as pl
 from sqlalchemy import Connection, select
 
+from palate.data.episodes import EventMeaning
 from palate.errors import ConfigError, DataError
 from palate.evaluation.off_policy import OffPolicyConfig, OffPolicyReport, OffPolicyValue, evaluate_off_policy
 from palate.service.asked import request_of
@@ -206,7 +207,7 @@ def greedy(connection: Connection, shelf: Shelf, config: ListConfig | None = Non
                 attributes = plain(known[user_id].attributes) if user_id in known else {}
                 for place in places[user_id]:
                     one = lists[place]
-                    person = _person_at(attributes, done[user_id], one.at, shelf.model.config.negative_events)
+                    person = _person_at(attributes, done[user_id], one.at, shelf.model.config.meaning)
                     planned[place] = _best(shelf, person, one, config)
         return planned
 
@@ -256,11 +257,12 @@ def evaluate_log(log: Log, plan: Planner, config: LogConfig | None = None) -> Lo
 
 
 def _person_at(
-    attributes: dict[str, str | float | bool | None], done: Sequence[StoredEvent], at: float, negative: Sequence[str]
+    attributes: dict[str, str | float | bool | None], done: Sequence[StoredEvent], at: float, meaning: EventMeaning
 ) -> Person:
     """Someone as they were known at a moment."""
     known = sorted((event for event in done if event.received_at <= at), key=lambda event: event.timestamp)
-    return fold(Stored(attributes, [Done(one.item_id, one.event_type, one.timestamp) for one in known]), negative)
+    read = [Done(one.item_id, one.event_type, one.timestamp, one.weight) for one in known]
+    return fold(Stored(attributes, read), meaning)
 
 
 def _best(shelf: Shelf, person: Person, shown: ShownList, config: ListConfig) -> list[str] | None:

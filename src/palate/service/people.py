@@ -7,10 +7,10 @@ a model can be exchanged under a person's feet.
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from palate.data.episodes import History, is_another_visit
+from palate.data.episodes import EventMeaning, History, is_another_visit
 from palate.data.growing_history import GrowingHistory
 
 
@@ -21,6 +21,8 @@ class Done(NamedTuple):
     event_type: str
     timestamp: float
     """Seconds since 1970 UTC."""
+    weight: float = 1.0
+    """A rating, where the type says so."""
 
 
 class Kept(NamedTuple):
@@ -53,12 +55,17 @@ class Person:
         self.kept: Kept | None = None
         """What was computed for them once, by this process or another; to be looked at before computing it again."""
 
-    def take(self, event: Done, negative: Collection[str]) -> bool:
+    def take(self, event: Done, meaning: EventMeaning) -> bool:
         """Take in the next event; False, and nothing is changed, where it happened before one that is in already."""
         if self.done.last is not None and event.timestamp < self.done.last:
             return False
         self.position += 1
-        self.done.add(event.item_id, event.timestamp, refuses=event.event_type in negative)
+        self.done.add(
+            event.item_id,
+            event.timestamp,
+            refuses=event.event_type in meaning.negative,
+            rating=event.weight if event.event_type in meaning.rating else None,
+        )
         return True
 
     def returning(self, now: float, visit_gap: float) -> bool:
@@ -80,12 +87,12 @@ class Stored(NamedTuple):
     kept: Kept | None = None
 
 
-def fold(stored: Stored, negative: Collection[str]) -> Person:
+def fold(stored: Stored, meaning: EventMeaning) -> Person:
     """Make a person from all that is stored of them."""
     person = Person(stored.attributes, stored.created)
     person.kept = stored.kept
     for event in stored.events:
-        person.take(event, negative)
+        person.take(event, meaning)
     return person
 
 
@@ -104,10 +111,10 @@ class People:
     was committed meanwhile waits, its writer does not: whoever has the lock next takes it in first.
     """
 
-    def __init__(self, read: Callable[[str], Stored | None], negative: Collection[str], capacity: int) -> None:
+    def __init__(self, read: Callable[[str], Stored | None], meaning: EventMeaning, capacity: int) -> None:
         self.lock = threading.RLock()
         self._read = read
-        self._negative = frozenset(negative)
+        self._meaning = meaning
         self._capacity = capacity
         self._people: OrderedDict[str, Person] = OrderedDict()
         self._told: deque[tuple[str, int, Done]] = deque()
@@ -129,7 +136,7 @@ class People:
                 if stored is None:
                     self._people.pop(user_id, None)
                     return None
-                person = self._people[user_id] = fold(stored, self._negative)
+                person = self._people[user_id] = fold(stored, self._meaning)
                 while len(self._people) > self._capacity:
                     self._people.popitem(last=False)
             elif now is not None and person.attributes != now.attributes:
@@ -174,5 +181,5 @@ class People:
             person = self._people.get(user_id)
             if person is None or position <= person.position:
                 continue
-            if position != person.position + 1 or not person.take(event, self._negative):
+            if position != person.position + 1 or not person.take(event, self._meaning):
                 del self._people[user_id]  # out of order: the next reader folds the store anew

@@ -1,4 +1,4 @@
-"""`/v1/recommendations` and `/v1/items/{id}/similar`: lists."""
+"""`/v1/recommendations`, `/v1/items/{id}/similar` and `/v1/predictions`: lists, and ratings foretold."""
 
 from typing import Annotated
 
@@ -9,6 +9,7 @@ from starlette.responses import Response
 from palate.service.answers import (
     ListAnswer,
     ListsAnswer,
+    PredictAnswer,
     SimilarAnswer,
     answer,
     list_object,
@@ -16,14 +17,23 @@ from palate.service.answers import (
     rows,
 )
 from palate.service.contract import Running
-from palate.service.list_schemas import MAX_K, ForPeople, ForPerson, ForSession, ListBody
+from palate.service.list_schemas import (
+    MAX_K,
+    ForPeople,
+    ForPerson,
+    ForSession,
+    ListBody,
+    RatingsBody,
+    RatingsOfPerson,
+    RatingsOfSession,
+)
 from palate.service.reading import body_of, reader
 from palate.service.routing import PathId, Routes
 
 
 def add_list_routes(routes: Routes, running: Running) -> None:
     """Add the routes for lists."""
-    read = reader(ListBody)
+    read, read_asked = reader(ListBody), reader(RatingsBody)
 
     async def recommend(request: Request) -> Response:
         """Make a list for one person, for many, or for a session without an id.
@@ -43,6 +53,15 @@ def add_list_routes(routes: Routes, running: Running) -> None:
         """List the items nearest to one, in the sense that the model has learned."""
         return answer({"items": rows(await running.similar(item_id, k))})
 
+    async def predict(request: Request) -> Response:
+        """Say how someone would rate items, as a distribution over the ratings that there are.
+
+        Give exactly one of `user_id` and `events`. The model must have learned from events that rate.
+        """
+        body: RatingsOfPerson | RatingsOfSession = read_asked(body_of(request))
+        made = await running.predict(body.request())
+        return answer({"model_id": made.model_id, "items": rows(made.items)})
+
     routes.add(
         "POST",
         "/v1/recommendations",
@@ -60,4 +79,14 @@ def add_list_routes(routes: Routes, running: Running) -> None:
         answer=SimilarAnswer,
         tag="lists",
         problems=("not_found", "invalid_request"),
+    )
+    routes.add(
+        "POST",
+        "/v1/predictions",
+        "client",
+        predict,
+        body=(RatingsOfPerson, RatingsOfSession),
+        answer=PredictAnswer,
+        tag="lists",
+        problems=("not_found", "refused"),
     )

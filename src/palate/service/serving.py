@@ -14,7 +14,16 @@ import numpy as np
 from palate.errors import ConfigError, DataError, PalateError, StoreError
 from palate.evaluation.ab import assign
 from palate.recommend import Recommender
-from palate.service.contract import EventIn, ListOut, ListRequest
+from palate.service.contract import (
+    EventIn,
+    ListOut,
+    ListRequest,
+    NotFoundError,
+    PredictedRating,
+    PredictOut,
+    PredictRequest,
+    RefusedError,
+)
 from palate.service.lists import Adapted, ListConfig, adapt, make_list
 from palate.service.people import Cursor, Done, People, Person
 from palate.service.shelf import Shelf
@@ -112,6 +121,38 @@ class Serving:
             made.append(Made(listed, request, time.perf_counter() - start))
         return made
 
+    def predict(self, request: PredictRequest, now: float) -> PredictOut:
+        """Say how someone would rate items.
+
+        Raises:
+            NotFoundError: an item that the model does not know.
+            RefusedError: the model has learned no ratings.
+            StoreError: the person cannot be read.
+        """
+        found = None if self._cursors is None or request.user_id is None else self._cursors([request.user_id])
+        _, shelf = self.variants.of(request.user_id or secrets.token_hex(8), self._key)
+        if shelf.model.ratings is None:
+            raise RefusedError("the served model has learned no ratings: send events that rate and retrain")
+        for place, item in enumerate(request.items):
+            if item not in shelf.number_of:
+                raise NotFoundError(f"items: nothing is known of number {place}, counted from 0")
+        adapted = self._adapt(shelf, request, found, now)
+        lines = shelf.model.predict_for(adapted.state.history, adapted.profile, request.items)
+        return PredictOut(
+            shelf.model.model_id,
+            [
+                PredictedRating(
+                    line.item_id,
+                    shelf.title(shelf.number_of[line.item_id]),
+                    line.mean,
+                    line.median,
+                    list(line.distribution),
+                    list(line.distribution.values()),
+                )
+                for line in lines
+            ],
+        )
+
     def adapted(self, user_id: str, now: float) -> tuple[Shelf, Person, Adapted] | None:
         """How the model sees someone; None: nobody knows them."""
         found = None if self._cursors is None else self._cursors([user_id])
@@ -122,7 +163,9 @@ class Serving:
             _, shelf = self.variants.of(user_id, self._key)
             return shelf, person, self._adapt_known(shelf, user_id, person, now)
 
-    def _adapt(self, shelf: Shelf, request: ListRequest, found: Mapping[str, Cursor] | None, now: float) -> Adapted:
+    def _adapt(
+        self, shelf: Shelf, request: ListRequest | PredictRequest, found: Mapping[str, Cursor] | None, now: float
+    ) -> Adapted:
         if request.user_id is None:
             return adapt(shelf, _of_session(request, shelf, now), now)
         with self._people.lock:  # no event is taken in between: what was learned belongs to the events
@@ -148,7 +191,7 @@ class Serving:
         return self._people.get(user_id, cursor)
 
 
-def _of_session(request: ListRequest, shelf: Shelf, now: float) -> Person:
+def _of_session(request: ListRequest | PredictRequest, shelf: Shelf, now: float) -> Person:
     """Someone without an id, from the events of a request; events without a time come after those before them."""
     person = Person(request.profile)
 
@@ -156,5 +199,5 @@ def _of_session(request: ListRequest, shelf: Shelf, now: float) -> Person:
         return now if event.timestamp is None else event.timestamp
 
     for event in sorted(request.events, key=when):
-        person.take(Done(event.item_id, event.event_type, when(event)), shelf.model.config.negative_events)
+        person.take(Done(event.item_id, event.event_type, when(event), event.weight), shelf.model.config.meaning)
     return person

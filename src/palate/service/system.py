@@ -38,6 +38,8 @@ from palate.service.contract import (
     Page,
     PersonIn,
     PersonOut,
+    PredictOut,
+    PredictRequest,
     RowError,
     Value,
 )
@@ -60,6 +62,7 @@ from palate.store import items as stored_items
 from palate.store import people as stored_people
 from palate.store.events import Appended
 from palate.store.keys import Role
+from palate.store.rows import StoredEvent
 
 _log = logging.getLogger("palate.service")
 _RECENT = 20
@@ -125,7 +128,7 @@ class System:
         """
         self._config = config
         self._machine = machine = Machine(store, shared=shared, max_waiting=config.max_waiting)
-        self._people = People(self._read_person, variants.served.model.config.negative_events, config.people)
+        self._people = People(self._read_person, variants.served.model.config.meaning, config.people)
         key = hashlib.sha256(b"variants" + store.salt).digest()
         self._states = StateLog(machine, config.states_seconds)
         cursors = self._read_cursors if shared else None
@@ -276,6 +279,10 @@ class System:
         """Items nearest to one."""
         return await self._machine.in_turn(partial(_similar, self.serving.variants.served), item_id, k)
 
+    async def predict(self, request: PredictRequest) -> PredictOut:
+        """How someone would rate items."""
+        return await self._machine.in_turn(self.serving.predict, request, time.time())
+
     async def person(self, user_id: str) -> PersonOut:
         """What is known of someone."""
 
@@ -379,7 +386,7 @@ class System:
 
     def _take(self, appended: Appended) -> None:
         for event in appended.stored:
-            self._people.take(event.user_id, event.position, Done(event.item_id, event.event_type, event.timestamp))
+            self._people.take(event.user_id, event.position, _done(event))
 
     def _read_person(self, user_id: str) -> Stored | None:
         with self._machine.store.read() as connection:
@@ -388,7 +395,7 @@ class System:
                 return None
             done = stored_events.read_events(connection, user_id)
         done.sort(key=lambda event: event.timestamp)  # stable: by (timestamp, position)
-        read = [Done(event.item_id, event.event_type, event.timestamp) for event in done]
+        read = [_done(event) for event in done]
         person, saved = found
         kept = None if saved is None else Kept(saved.model_id, saved.position, saved.returning, saved.payload)
         return Stored(plain(person.attributes), read, person.created_at, kept)
@@ -431,3 +438,7 @@ def _wrong_kind(attributes: Mapping[str, Value], kinds: Mapping[str, str]) -> st
 
 def _event_out(row: Any) -> EventOut:
     return EventOut(row.event_id, row.item_id, row.event_type, row.timestamp, row.weight)
+
+
+def _done(event: StoredEvent) -> Done:
+    return Done(event.item_id, event.event_type, event.timestamp, event.weight)

@@ -8,10 +8,9 @@ import polars as pl
 from jaxtyping import Float, Int64
 
 from palate.evaluation.protocols.base import Bench, Draw, Method, Predict, Predictions, Setting
+from palate.ratings.biases import shrunk_biases, user_bias
 from palate.ratings.tasks import Ratings, Task
 
-_SHRINK_ITEM = 10.0
-_SHRINK_USER = 4.0
 _RANK = 20
 _SWEEPS = 10
 _RIDGE = 0.8
@@ -117,19 +116,6 @@ def common_content(setting: Setting) -> Float[np.ndarray, "item content"]:
         standard = (years - years.mean()) / max(float(years.std()), 1e-9)
         columns += [standard, standard**2]
     return np.column_stack(columns)
-
-
-def shrunk_biases(ratings: Ratings, num_items: int) -> tuple[float, Float[np.ndarray, "item"]]:
-    """Global mean, and each item's mean departure from it, shrunk as if by ten ratings of the mean."""
-    mean = float(ratings.values.mean())
-    total = np.bincount(ratings.items, ratings.values - mean, minlength=num_items)
-    return mean, total / (np.bincount(ratings.items, minlength=num_items) + _SHRINK_ITEM)
-
-
-def user_bias(task: Task, mean: float, bias: Float[np.ndarray, "item"]) -> float:
-    """A person's mean departure from the item means, shrunk."""
-    left = task.support_values - mean - bias[task.support_items]
-    return float(left.sum()) / (len(left) + _SHRINK_USER)
 
 
 def als_factors(
