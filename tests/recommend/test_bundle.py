@@ -23,13 +23,21 @@ def test_files_give_the_same_files_again(model: Recommender) -> None:
 
 def test_the_id_is_that_of_the_weights_alone(model: Recommender) -> None:
     table = model.item_table
-    assert identify(model.backbone, model.params, model.scorers, table) == model.model_id
+    assert identify(model.backbone, model.params, model.scorers, table, model.ratings) == model.model_id
     moved = {**model.params, "popularity": model.params["popularity"] + 1}
-    assert identify(model.backbone, moved, model.scorers, table) != model.model_id
-    assert identify(model.backbone, model.params, model.scorers, table.without_choices()) == model.model_id
+    assert identify(model.backbone, moved, model.scorers, table, model.ratings) != model.model_id
+    assert (
+        identify(model.backbone, model.params, model.scorers, table.without_choices(), model.ratings) == model.model_id
+    )
     ease = model.scorers.fitted["ease"]
     other = replace(model.scorers, fitted={**model.scorers.fitted, "ease": ease._replace(weights=ease.weights * 2)})
-    assert identify(model.backbone, model.params, other, table) != model.model_id
+    assert identify(model.backbone, model.params, other, table, model.ratings) != model.model_id
+
+
+def test_what_was_learned_of_ratings_is_in_the_id(rated_model: Recommender) -> None:
+    parts = (rated_model.backbone, rated_model.params, rated_model.scorers, rated_model.item_table)
+    assert identify(*parts, rated_model.ratings) == rated_model.model_id
+    assert identify(*parts, None) != rated_model.model_id
 
 
 @pytest.mark.parametrize("name", FILES)
