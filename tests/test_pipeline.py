@@ -84,6 +84,28 @@ def test_a_bad_refit_is_named(bad: dict[str, float]) -> None:
         RefitConfig(**bad)
 
 
+def test_members_that_read_ratings_see_them_everywhere(rated_model: Recommender, early_shop: Dataset) -> None:
+    """In training, from one person and from many, and in the seal of kept fast weights."""
+    log = early_shop.interactions.with_columns(
+        event_type=pl.lit("rating"), weight=1.0 + pl.col("item_id").str.tail(1).cast(pl.Float64) % 5
+    )
+    config = replace(rated_model.config, model=replace(rated_model.config.model, rated=True))
+    model = train(replace(early_shop, interactions=log), config)
+    items = list(model.vocabulary.ids[:3])
+    high, low = (model.adapt(dict.fromkeys(items, rating)) for rating in (5.0, 1.0))
+    assert not torch.equal(high.fast["state"], low.fast["state"])
+    profile = model.encode_profile(None)
+    batched = model.score_many([high.history, low.history], torch.stack([profile, profile]))
+    for state, scores in zip((high, low), batched, strict=True):
+        places, values = model.rank(state, 5, excluded=np.zeros(0, np.int64))
+        np.testing.assert_allclose(values, scores[places], rtol=1e-3, atol=1e-3)
+    kept = model.dump_state(high, profile)
+    assert model.load_state(kept, high.history, profile) is not None
+    assert model.load_state(kept, low.history, profile) is None
+    with pytest.raises(DataError, match="nobody has rated anything"):
+        train(early_shop, config)
+
+
 def test_workers_change_nothing(model: Recommender, early_shop: Dataset, tiny: Config) -> None:
     assert train(early_shop, tiny, workers=2).model_id == model.model_id
 

@@ -128,7 +128,8 @@ def train(
     them take no part. Where they are too few the head is carried over.
 
     Raises:
-        DataError: too little data to train on, or items and people without an attribute that `start` reads.
+        DataError: too little data to train on, no ratings where the members are to read them, or items and people
+            without an attribute that `start` reads.
         ConfigError: an unknown learner, or settings that `start` was not trained with.
         NumericalError: a loss became NaN or infinite; names the stage and step.
     """
@@ -139,6 +140,11 @@ def train(
     with reporter.stage("encode content") as stage:
         indexed = index_events(dataset, config, start=start)
         others, newcomers = dict[str, History](), dict[str, History]()
+        if config.model.rated and all(history.ratings is None for history in indexed.histories.values()):
+            raise DataError(
+                f"{dataset.name}: model.rated is on and nobody has rated anything; turn it off, or give events of a "
+                f"type in rating_events {config.rating_events}"
+            )
         if start is None:
             others, newcomers = newcomers_of(indexed.histories, config)
             check_newcomers(newcomers, config)

@@ -16,7 +16,7 @@ from palate.data.event_log import from_histories
 from palate.errors import DataError
 
 PLAIN = SequenceModelConfig(dim=8, num_layers=2, max_events=5, dropout=0.2)
-RICH = replace(PLAIN, timed=True, calendar=True, visit_gap=12.0, relative=True, hidden_multiple=1.5)
+RICH = replace(PLAIN, timed=True, calendar=True, visit_gap=12.0, relative=True, hidden_multiple=1.5, rated=True)
 FLAVOURS = [
     replace(base, block=block, num_layers=layers)
     for base, block, layers in itertools.product(
@@ -38,7 +38,8 @@ def person(length: int, returning: bool, seed: int) -> History:
     rng = np.random.default_rng(seed)
     times = 1.6e9 + np.cumsum(rng.choice([0.0, 60.0, 7200.0, 1e6], length))
     refused = rng.integers(0, NUM_ITEMS, 2)
-    return History(rng.permutation(NUM_ITEMS)[:length], times, refused, returning)
+    ratings = rng.choice([1.0, 3.5, np.nan], length) if seed % 4 else None  # some rate everything, some nothing
+    return History(rng.permutation(NUM_ITEMS)[:length], times, refused, returning, ratings)
 
 
 @pytest.mark.parametrize("config", FLAVOURS, ids=lambda c: f"{c.block}-{c.num_layers}-{c.relative}-{c.timed}")
@@ -50,7 +51,8 @@ def test_a_state_is_the_ensembles(config: SequenceModelConfig, num_members: int,
         vectors = torch.randn(NUM_ITEMS, num_members * config.dim)
         for length, returning in itertools.product([1, 2, 4, 5, 6, 9], [False, True]):
             history, profile = person(length, returning, seed=length), torch.randn(num_profile)
-            batch = inputs(from_histories([history]), config.max_events, returning=np.array([returning]))
+            log = from_histories([history], rated=config.rated)
+            batch = inputs(log, config.max_events, returning=np.array([returning]))
             [expected] = ensemble.last_states(batch._replace(profiles=profile[None]), vectors)
             torch.testing.assert_close(reader.state(history, profile, vectors), expected, rtol=1e-4, atol=1e-5)
 
@@ -60,13 +62,25 @@ def test_so_is_the_state_before_the_first_event(config: SequenceModelConfig) -> 
     ensemble, profile = build(config, 2, 3), torch.tensor([1.0, -2.0, 0.5])
     vectors = torch.zeros(NUM_ITEMS, 2 * config.dim)
     with torch.inference_mode():
-        batch = inputs(from_histories([EMPTY_HISTORY]), config.max_events)._replace(profiles=profile[None])
+        log = from_histories([EMPTY_HISTORY], rated=config.rated)
+        batch = inputs(log, config.max_events)._replace(profiles=profile[None])
         [expected] = ensemble.last_states(batch, vectors)
         torch.testing.assert_close(Reader(ensemble).state(EMPTY_HISTORY, profile, vectors), expected)
 
 
-@pytest.mark.parametrize("told", [{"num_kinds": 3}, {"rated": True}])
-def test_what_a_history_does_not_tell_is_refused(told: dict[str, int]) -> None:
-    ensemble = build(replace(PLAIN, **told), 1, 0)  # type: ignore[arg-type]
+def test_a_rating_moves_the_state_and_no_rating_is_not_a_rating_of_zero() -> None:
+    ensemble, profile = build(replace(PLAIN, rated=True), 1, 0), torch.zeros(0)
+    reader, vectors = Reader(ensemble), torch.randn(NUM_ITEMS, 8)
+    history = person(3, False, 0)
+    ratings = (None, [5.0, np.nan, np.nan], [1.0, np.nan, np.nan], [0.0, 0.0, 0.0])
+    states = [
+        reader.state(history._replace(ratings=None if given is None else np.array(given)), profile, vectors)
+        for given in ratings
+    ]
+    assert len({tuple(state.tolist()) for state in states}) == 4
+
+
+def test_what_a_history_does_not_tell_is_refused() -> None:
+    ensemble = build(replace(PLAIN, num_kinds=3), 1, 0)
     with pytest.raises(DataError, match="the events have none"):
         Reader(ensemble).state(person(2, False, 0), torch.zeros(0), torch.zeros(NUM_ITEMS, 8))

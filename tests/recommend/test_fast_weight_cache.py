@@ -82,7 +82,8 @@ def test_every_part_of_what_is_read_counts(extended: Recommender) -> None:
             history.items[4:], history.times[4:], history.refused
         ),  # the same that is read, without what came before
     ]
-    assert History._fields == ("items", "times", "refused", "returning")  # what a model reads of more has to count too
+    # What a model reads of more has to count too. Ratings do where its members read them: see test_pipeline.
+    assert History._fields == ("items", "times", "refused", "returning", "ratings")
     for other in others:
         assert extended.load_state(payload, other, profile) is None
     assert replace(extended, model_id="0" * 16).load_state(payload, history, profile) is None

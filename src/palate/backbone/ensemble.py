@@ -115,7 +115,7 @@ def run_job(job: Job, on_epoch: Callable[[float], None]) -> Trained:
         ModelError: the folder holds another run, or cannot be written.
         NumericalError: a loss or a gradient is not finite.
     """
-    log = from_histories(job.histories)
+    log = from_histories(job.histories, rated=job.model.rated)
     counts = np.bincount(log.items, minlength=len(job.content))
     torch.manual_seed(job.seed)
     model = SequenceModel(job.model, Catalogue(torch.from_numpy(counts), job.content), job.profiles.shape[1])

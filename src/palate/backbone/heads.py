@@ -34,9 +34,11 @@ def _kind_loss(predicted: Tensor, batch: Batch, counted: Tensor) -> Tensor:
 
 
 def _value_loss(predicted: Tensor, batch: Batch, counted: Tensor) -> Tensor:
-    """Squared error of the rating or weight."""
+    """Squared error of the rating or weight; events without one (NaN) do not count."""
     assert batch.next_values is not None
-    return (predicted.float().squeeze(-1) - batch.next_values[counted]).square().sum()
+    wanted = batch.next_values[counted]
+    error = predicted.float().squeeze(-1) - wanted.nan_to_num()
+    return torch.where(wanted.isnan(), 0.0, error.square()).sum()
 
 
 def _dwell_loss(predicted: Tensor, batch: Batch, counted: Tensor) -> Tensor:

@@ -35,7 +35,10 @@ class Reader:
             stack(getattr(model, name) for model in models) if getattr(models[0], name) is not None else None
             for name in ("place", "visit", "gap", "hour", "weekday")
         )
-        self._lacking = "kinds" if config.num_kinds else "values" if config.rated else None
+        rates = [model.value for model in models if model.value is not None]
+        self._value = None
+        if rates:
+            self._value = [stack(rate.weight.T for rate in rates), stack(rate.bias for rate in rates)[:, None]]
         layers: list[Sequence[Block]] = list(zip(*(model.blocks for model in models), strict=True))
         self._layers = [type(blocks[0]).stacked(blocks) for blocks in layers]
         self._norm = [stack(getattr(model.norm, name) for model in models)[:, None] for name in _NORM]
@@ -48,11 +51,11 @@ class Reader:
         """The state after a person's last event, member after member; `vectors` are those of all items.
 
         Raises:
-            DataError: the members read what a history does not tell, kinds or values of events.
+            DataError: the members read what a history does not tell, kinds of events.
         """
-        if self._lacking is not None:
-            raise DataError(f"the model reads {self._lacking} and the events have none; give them, or train without")
         config = self._config
+        if config.num_kinds:
+            raise DataError("the model reads kinds and the events have none; give them, or train without")
         recent = history.tail(config.max_events)
         first = self._start if len(recent.items) == len(history.items) else self._resume
         if len(profile):
@@ -73,6 +76,10 @@ class Reader:
     def _with_features(self, tokens: Float[Tensor, "member event dim"], recent: History) -> Tensor:
         """Add what is known of the events beside their items."""
         seconds = recent.times
+        if self._value is not None and recent.ratings is not None:
+            weight, bias = self._value
+            values = torch.from_numpy(recent.ratings.astype(np.float32))[:, None]
+            tokens = tokens + torch.where(values.isnan(), 0.0, values.nan_to_num() * weight + bias)
         if self._visit is not None:
             another = np.zeros((len(seconds), 1), np.float32)
             another[:-1, 0] = np.diff(seconds) > HOUR * self._config.visit_gap

@@ -66,7 +66,7 @@ class SequenceModelConfig:
     num_kinds: int = 0
     """Kinds of events that tokens and the head "kind" tell apart; 0 where the log has none."""
     rated: bool = False
-    """Whether tokens know the rating or weight of their events."""
+    """Whether tokens know the rating or weight of their events, where these have one."""
     id_dropout: float = 0.0
     """Share of items whose id embedding is left out in a training step, so that content can stand in."""
     item_table: ItemTableConfig = field(default_factory=ItemTableConfig)
@@ -246,7 +246,8 @@ class SequenceModel(nn.Module):
         if self.kind is not None:
             total = total + embedding(_needed(batch.kinds, "kinds"), self.kind)
         if self.value is not None:
-            total = total + self.value(_needed(batch.values, "values")[..., None])
+            values = _needed(batch.values, "values")[..., None]
+            total = total + torch.where(values.isnan(), 0.0, self.value(values.nan_to_num()))
         if self.visit is not None:
             seconds, following = _needed(batch.seconds, "seconds"), _needed(batch.next_seconds, "seconds")
             another = following[:, 1:] - seconds > HOUR * self.config.visit_gap

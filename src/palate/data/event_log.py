@@ -39,7 +39,7 @@ class EventLog:
     kinds: UInt8[np.ndarray, "_"] | None = None
     """Class of each event, such as view or purchase; what the numbers mean is the source's."""
     values: Float32[np.ndarray, "_"] | None = None
-    """Rating or weight of each event."""
+    """Rating or weight of each event; NaN: it has none."""
     profiles: Float32[np.ndarray, "_ profile"] | None = None
     """What is known of each person, a row each."""
 
@@ -116,12 +116,16 @@ def from_sequences(sequences: Iterable[Sequence[int] | Int64[np.ndarray, "_"]]) 
     return EventLog(np.concatenate([np.zeros(0, np.int32), *rows]), offsets)
 
 
-def from_histories(histories: Iterable[History]) -> EventLog:
-    """Build a log from histories of distinct items, with their times."""
+def from_histories(histories: Iterable[History], *, rated: bool = False) -> EventLog:
+    """Build a log from histories of distinct items, with their times; with `rated` their ratings too, NaN for none."""
     rows = list(histories)
     offsets = np.concatenate([[0], np.cumsum([len(row.items) for row in rows])]).astype(np.int64)
     items = np.concatenate([np.zeros(0, np.int64), *(row.items for row in rows)]).astype(np.int32)
-    return EventLog(items, offsets, np.concatenate([np.zeros(0), *(row.times for row in rows)]))
+    values = None
+    if rated:
+        given = [np.full(len(row.items), np.nan) if row.ratings is None else row.ratings for row in rows]
+        values = np.concatenate([np.zeros(0), *given]).astype(np.float32)
+    return EventLog(items, offsets, np.concatenate([np.zeros(0), *(row.times for row in rows)]), values=values)
 
 
 def write_events(log: EventLog, folder: str | Path) -> None:

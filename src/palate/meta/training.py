@@ -192,7 +192,7 @@ def make_episodes(
     for start in range(0, len(cuts), _TOGETHER):
         some = slice(start, start + _TOGETHER)
         returning = np.array([support.returning for support in supports[some]])
-        read = inputs(from_histories(supports[some]), most, returning=returning)
+        read = inputs(from_histories(supports[some], rated=backbone.config.rated), most, returning=returning)
         states = backbone.states(read._replace(profiles=profiles[users[some]]), vectors)
         # Who is read from the middle on begins as everyone does.
         before.append(states[:, 0])

@@ -74,7 +74,6 @@ class Adaptation:
             before = self._states(items, [EMPTY_HISTORY] * len(histories), profiles)
             recent = [history.tail(self.config.model.max_events) for history in histories]
             supports = make_supports(recent, items.features, states)
-            log = from_histories(recent)
             profile, log = Profile(profiles, before), from_histories(recent)
             return score_supports(self._head, self.params, items, self.scorers, profile, supports, log, kin)
 
@@ -82,7 +81,8 @@ class Adaptation:
         self, items: Items, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
     ) -> Float[Tensor, "user dim"]:
         returning = np.array([history.returning for history in histories], np.bool_)
-        read = inputs(from_histories(histories), self.config.model.max_events, returning=returning)
+        model = self.config.model
+        read = inputs(from_histories(histories, rated=model.rated), model.max_events, returning=returning)
         return self.backbone.last_states(read._replace(profiles=profiles), items.vectors)
 
     @cached_property

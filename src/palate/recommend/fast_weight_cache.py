@@ -20,7 +20,7 @@ from palate.data.episodes import History
 from palate.meta.head import Items
 from palate.meta.learner import Fast
 
-_ARITHMETIC = f"2, torch {torch.__version__}"
+_ARITHMETIC = f"3, torch {torch.__version__}"
 """How adapting computes; the number goes up when what it gives changes in the last bit for the same model."""
 _SEAL = "seal"
 _SEAL_BYTES = 16
@@ -37,6 +37,7 @@ def describe_inputs(
         f"{_ARITHMETIC}, {model_id}, {len(recent.items)} of {len(history.items)}, {history.returning}".encode(),
         np.where(new, -1, numbers).tobytes(),
         recent.times.tobytes(),
+        b"" if recent.ratings is None else recent.ratings.tobytes(),
         profile.numpy().tobytes(),
     ]
     if new.any():

@@ -462,6 +462,8 @@ class Recommender:
 
     def _inputs(self, history: History, profile: Float[Tensor, "profile"]) -> bytes:
         """What adapting to a person reads."""
+        if not self.config.model.rated:
+            history = history._replace(ratings=None)
         return fast_weight_cache.describe_inputs(
             self.model_id, self.items, self.num_trained, self.config.model.max_events, history, profile
         )

@@ -80,7 +80,8 @@ def fit_recommender(
     config = replace(RECIPES[data.name], seed=seed)
     if informed:
         # An eighth of the items lose their id in a step, so that content is learned from.
-        config = replace(config, model=replace(config.model, id_dropout=0.125), text=TextConfig(max_length=128))
+        model = replace(config.model, id_dropout=0.125, rated=data.log.values is not None)
+        config = replace(config, model=model, text=TextConfig(max_length=128))
     reporter = Reporter()
     trained = train(
         to_dataset(data, informed=informed),
@@ -96,7 +97,7 @@ def fit_recommender(
 
 
 def to_dataset(data: SequenceData, *, informed: bool) -> Dataset:
-    """The events as a log; with content and profiles if `informed`, which leaves ratings out: histories hold none."""
+    """The events as a log; with content, ratings and profiles if `informed`."""
     log = data.log
     users = np.array([f"{user:06}" for user in range(log.num_users)])
     places = np.arange(len(log)) - np.repeat(log.offsets[:-1], log.lengths())
@@ -107,6 +108,8 @@ def to_dataset(data: SequenceData, *, informed: bool) -> Dataset:
             "place": places,
         }
     ).select("user_id", "item_id", timestamp=pl.lit(_BEGIN) + pl.duration(seconds="place"))
+    if informed and log.values is not None:
+        events = events.with_columns(rating=log.values)
     catalog, profiles = Catalog.from_ids(data.item_ids), Profiles.from_ids(users.tolist())
     if informed:
         catalog = _catalog(data)
@@ -124,8 +127,9 @@ def scorer_of(model: Recommender, data: SequenceData, *, backbone_alone: bool = 
     encoder = model.profile_encoder
 
     def score(inputs: EventLog) -> Float32[np.ndarray, "user item"]:
+        rated = inputs.values if model.config.model.rated else None
         histories = [
-            _history(known[inputs.items[slice(*ends)]])
+            _history(known[inputs.items[slice(*ends)]], None if rated is None else rated[slice(*ends)])
             for ends in np.stack([inputs.offsets[:-1], inputs.offsets[1:]], 1)
         ]
         profiles = torch.zeros(len(histories), encoder.dim)
@@ -137,12 +141,14 @@ def scorer_of(model: Recommender, data: SequenceData, *, backbone_alone: bool = 
     return score
 
 
-def _history(items: np.ndarray) -> History:
+def _history(items: np.ndarray, ratings: np.ndarray | None) -> History:
     """Distinct items in the order of the first choice, at the seconds at which the log has them."""
     _, first = np.unique(items, return_index=True)
     first = np.sort(first[items[first] >= 0])
     seconds = (_BEGIN - datetime(1970, 1, 1)).total_seconds()
-    return History(items[first].astype(np.int64), seconds + first.astype(np.float64), np.zeros(0, np.int64))
+    given = None if ratings is None else ratings[first].astype(np.float64)
+    times = seconds + first.astype(np.float64)
+    return History(items[first].astype(np.int64), times, np.zeros(0, np.int64), ratings=given)
 
 
 def _columns(values: Float32[np.ndarray, "row feature"]) -> dict[str, np.ndarray]:
