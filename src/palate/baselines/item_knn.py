@@ -12,6 +12,7 @@ from jaxtyping import Float32
 
 from palate.baselines.base import CoPurchases, Scorer, count_co_purchases, linear_scorer
 from palate.errors import ConfigError
+from palate.scorers.item_weights import cosines_of
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,7 @@ def fit_item_knn(matrix: Float32[np.ndarray, "user item"], config: ItemKNNConfig
 
 def item_knn_scorer(purchases: CoPurchases, config: ItemKNNConfig) -> Scorer:
     """Score by the summed similarity of an item to those of the support: both / (√(one · other) + shrink)."""
-    norms = np.sqrt(purchases.counts.diagonal())
-    similarity = purchases.counts / (np.outer(norms, norms) + np.float32(config.shrink))
-    np.fill_diagonal(similarity, 0)
+    similarity = cosines_of(purchases.counts.copy(), config.shrink)
     num_items = len(similarity)
     if config.top_k is not None and config.top_k < num_items:
         last_kept = np.partition(similarity, num_items - config.top_k, axis=1)[:, num_items - config.top_k]

@@ -5,8 +5,8 @@ Deshpande & Karypis, "Item-Based Top-N Recommendation Algorithms", 2004, doi 10.
 """
 
 import numpy as np
-from jaxtyping import Float32
-from scipy.linalg import lapack  # type: ignore[import-untyped]
+from jaxtyping import Float, Float32
+from scipy.linalg import get_lapack_funcs  # type: ignore[import-untyped]
 from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 from palate.data.event_log import EventLog
@@ -22,12 +22,16 @@ def no_weights(training: EventLog, num_items: int) -> Weights:
 
 def neighbour_weights(training: EventLog, num_items: int, shrink: float) -> Weights:
     """Cosine between items, shrunk: both / (√(one · other) + shrink); all in people."""
-    weights = co_occurrences(training, num_items)
-    norms = np.sqrt(weights.diagonal())
-    for row, norm in zip(weights, norms, strict=True):  # row by row: one matrix in memory
+    return cosines_of(co_occurrences(training, num_items), shrink)
+
+
+def cosines_of(counts: Weights, shrink: float) -> Weights:
+    """`neighbour_weights` from the people that items have in common, in their place."""
+    norms = np.sqrt(counts.diagonal())
+    for row, norm in zip(counts, norms, strict=True):  # row by row: one matrix in memory
         row /= norm * norms + np.float32(shrink)
-    np.fill_diagonal(weights, 0)
-    return weights
+    np.fill_diagonal(counts, 0)
+    return counts
 
 
 def ease_weights(training: EventLog, num_items: int, regularisation: float) -> Weights:
@@ -39,15 +43,25 @@ def ease_weights(training: EventLog, num_items: int, regularisation: float) -> W
     Raises:
         NumericalError: the matrix cannot be factored, which a larger λ cures.
     """
+    return ease_of(co_occurrences(training, num_items), regularisation)
+
+
+def ease_of(counts: Float[np.ndarray, "item item"], regularisation: float) -> Float[np.ndarray, "item item"]:
+    """`ease_weights` from the people that items have in common, in their place and precision.
+
+    Raises:
+        NumericalError: the matrix cannot be factored, which a larger λ cures.
+    """
     # LAPACK counts columns first: what is a row here is a column there, of the same symmetric matrix.
-    gram = co_occurrences(training, num_items).T
-    gram[np.diag_indices(num_items)] += np.float32(regularisation)
-    factor, failed = lapack.spotrf(gram, lower=1, overwrite_a=1, clean=0)
+    gram = counts.T
+    gram[np.diag_indices(len(gram))] += regularisation
+    potrf, potri = get_lapack_funcs(("potrf", "potri"), (gram,))
+    factor, failed = potrf(gram, lower=1, overwrite_a=1, clean=0)
     if failed:
         raise NumericalError(f"ease: XᵀX + λI with λ = {regularisation} is not positive definite; take a larger λ")
-    inverse, _ = lapack.spotri(factor, lower=1, overwrite_c=1)
-    weights: Weights = inverse.T  # its upper triangle is filled in, the other one copied from it
-    for row in range(num_items):
+    inverse, _ = potri(factor, lower=1, overwrite_c=1)
+    weights: Float[np.ndarray, "item item"] = inverse.T  # its upper triangle is filled in, the other copied from it
+    for row in range(len(weights)):
         weights[row + 1 :, row] = weights[row, row + 1 :]
     weights *= -1 / weights.diagonal()
     np.fill_diagonal(weights, 0)
