@@ -114,11 +114,12 @@ def bench_cold(
         "palate-bench"
     ),
     seed: Annotated[int, typer.Option(help="Seed of the split and of every random draw.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that train side by side.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge fast weights on cold people, after 1 to 100 events, beside the frozen sequence model alone.
+    """Judge the recommender on cold people, after 1 to 100 events, beside its backbone alone and the floor.
 
-    Takes about a quarter of an hour of one core on ml-1m; a run that is stopped goes on.
+    Takes about an hour of one core on ml-1m; a run that is stopped goes on.
     """
     check_files([out / f"{dataset}-cold-{seed}.json"], "--out")
     told = Console(stderr=True, quiet=as_json, highlight=False)
@@ -128,6 +129,7 @@ def bench_cold(
         seed=seed,
         folder=out / "checkpoints" / f"{dataset}-cold-{seed}",
         say=lambda line: told.print(line, style="dim", soft_wrap=True),
+        workers=workers,
     )
     write_atomically(out / f"{dataset}-cold-{seed}.json", json.dumps(found, indent=1).encode())
     if as_json:

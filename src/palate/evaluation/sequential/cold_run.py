@@ -1,26 +1,23 @@
-"""Fast weights on cold people: train everything on others, judge once, compare with the frozen model alone.
+"""The recommender on cold people: train it on everyone else, save and load it, judge once beside its backbone alone.
 
-The protocol is that of `cold_users.py`. The model and the item-item tables are fitted on some people, the head on
-others, its trust chosen on a third group, and the cold people are judged.
+The protocol is that of `cold_users.py`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32, Float64
-from torch import Tensor
+from jaxtyping import Float64
 
-from palate.backbone.batches import BatchConfig, BatchSource, inputs
-from palate.backbone.engine import train
+from palate.backbone.batches import BatchConfig
 from palate.backbone.next_item import LossConfig
-from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceModelConfig
+from palate.backbone.sequence_model import SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
 from palate.baselines.item_item import Scorer, item_item_scorer
+from palate.config import Config
 from palate.data.event_log import EventLog
 from palate.errors import ConfigError
 from palate.evaluation.sequential.cold_users import (
@@ -28,7 +25,6 @@ from palate.evaluation.sequential.cold_users import (
     ScoresAt,
     at_counts,
     average_gain,
-    check_causal,
     compare,
     judge_later,
     judge_next,
@@ -37,55 +33,37 @@ from palate.evaluation.sequential.cold_users import (
 )
 from palate.evaluation.sequential.data import SequenceData
 from palate.evaluation.sequential.leave_one_out import Held, figures, rank_targets
-from palate.meta.learner import Params
-from palate.meta.next_item_table import NextItemTableConfig, fit_next_item_table
-from palate.meta.profile_table import fit_profile_table
-from palate.meta.sequence_head import SequenceItems, start_params
-from palate.meta.sequence_training import (
-    People,
-    SequenceTrainingConfig,
-    fit_trust,
-    make_people,
-    scores_at,
-    train_head,
-)
+from palate.evaluation.sequential.served_models import fit_served, scorer_of
+from palate.meta.training import MetaConfig
+from palate.scorers.item_item import ItemItemConfig
 from palate.scorers.item_weights import ease_weights, neighbour_weights, no_weights
 from palate.threads import one_thread
 
 _EVENTS = max(positions_after(SIZES[-1])) + 1
 """Events of a cold person that are looked at."""
+OURS, ALONE = "Palate", "its backbone alone"
+
+
+def _recipe() -> Config:
+    return Config(
+        model=SequenceModelConfig(dim=64, num_layers=2, max_events=200, dropout=0.2, loss=LossConfig(distinct=True)),
+        batches=BatchConfig(2048),
+        training=TrainingConfig(num_epochs=18, learning_rate=1.5e-3, warmup_steps=200, precision="bfloat16", ema=0.999),
+        item_item=ItemItemConfig(ease_penalty=(100.0, 300.0, 1000.0)),
+        meta=MetaConfig(support_sizes=SIZES, min_query=5, window=1),
+    )
 
 
 @dataclass(frozen=True)
 class ColdConfig:
-    """How a run is made; all of it was chosen on validation people of other splits."""
+    """How a run is made."""
 
     num_test: int = 1500
     """Cold people."""
-    num_training: int = 940
-    """People whom the head is trained on."""
     num_validation: int = 400
-    """People who choose how far the head is trusted."""
-    model: SequenceModelConfig = field(
-        default_factory=lambda: SequenceModelConfig(dim=64, num_layers=2, loss=LossConfig(distinct=True))
-    )
-    """The frozen model."""
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(
-            num_epochs=18, learning_rate=1.5e-3, warmup_steps=200, precision="bfloat16", ema=0.999
-        )
-    )
-    """How it is trained."""
-    tokens: int = 2048
-    """Events of a batch."""
-    ease: float = 100.0
-    """λ of the EASE table."""
-    table: NextItemTableConfig = field(default_factory=NextItemTableConfig)
-    """The table of what follows what."""
-    profile_strength: float = 20.0
-    """Choices of the average kind that a profile's are mixed with, where people have profiles; 0 leaves them out."""
-    head: SequenceTrainingConfig = field(default_factory=lambda: SequenceTrainingConfig(num_epochs=3))
-    """The outer loop of the head."""
+    """People on whom the floors choose their decays; Palate is trained on them as on all others."""
+    recipe: Config = field(default_factory=_recipe)
+    """How the recommender is trained."""
 
 
 @one_thread()
@@ -94,57 +72,40 @@ def run_cold(
     config: ColdConfig,
     *,
     seed: int = 0,
-    folder: Path | None = None,
+    folder: Path,
     say: Callable[[str], None] = lambda line: None,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Train on other people, judge the cold ones, and return the figures of both protocols as plain values.
 
     Args:
-        data: everyone's sequences; ratings become the grades of the head where there are any.
+        data: everyone's sequences.
         config: the settings.
         seed: of the split and of the trainings.
-        folder: takes checkpoints of the model.
+        folder: takes checkpoints and the model.
         say: takes lines about the progress.
+        workers: processes that train side by side.
 
     Raises:
-        ConfigError: too few people for the groups.
-        DataError: the scores of a model depend on later events.
+        ConfigError: too few people for the groups, or a model that reads fewer events than the protocol.
         NumericalError: a loss or a score is not finite.
     """
-    if config.model.max_events < _EVENTS:
-        raise ConfigError(f"cold.model.max_events is {config.model.max_events}; the protocol reads {_EVENTS} events")
-    groups = split_people(
-        data.log.num_users,
-        num_test=config.num_test,
-        num_training=config.num_training,
-        num_validation=config.num_validation,
-        seed=seed,
-    )
-    others = data.log.take(groups.backbone)
-    model = _train_model(others, data.num_items, config, seed, folder, say)
-    ease = ease_weights(others, data.num_items, config.ease)
-    follows = fit_next_item_table(others, data.num_items, config.table)
-    with torch.no_grad():
-        items = SequenceItems(model.items.all(), model.items.bias.detach(), torch.from_numpy(np.stack([ease, follows])))
-    told = None
-    if config.profile_strength and data.log.profiles is not None:
-        told = torch.from_numpy(fit_profile_table(others, data.num_items, config.profile_strength))
-    grades = 1 if data.log.values is None else int(data.log.values.max())
-    head = start_params(config.model.dim, [0.94, 0.95], num_grades=grades)
-    meta, kept = data.log.take(groups.training), data.log.take(groups.validation)
-    learners = _people(model, items, told, meta)
-    head = train_head(head, items, learners, config.head, seed=seed, say=lambda line: say(f"head: {line}"))
-    head = fit_trust(head, items, _people(model, items, told, kept), seed=seed)
-    say(f"trust {[round(value, 2) for value in head['fixed.trust'].tolist()]}")
-
+    if config.recipe.model.max_events < _EVENTS:
+        raise ConfigError(
+            f"cold.recipe.model.max_events is {config.recipe.model.max_events}; the protocol reads {_EVENTS} events"
+        )
+    groups = split_people(data.log.num_users, num_test=config.num_test, num_validation=config.num_validation, seed=seed)
+    kept, training = data.log.take(groups.validation), data.log.take(groups.training)
+    others = data.log.take(np.sort(np.concatenate([groups.training, groups.validation])))
+    recipe = replace(config.recipe, seed=seed)
+    model = fit_served(replace(data, log=others), recipe, folder=folder, say=say, workers=workers)
     cold = data.log.take(groups.test)
     models: dict[str, ScoresAt] = {
-        "sequence model": partial(_alone, model, items),
-        "fast weights": partial(_adapted, model, items, told, head),
-        **{name: at_counts(scorer) for name, scorer in _floors(others, kept, data.num_items).items()},
+        OURS: at_counts(scorer_of(model, data)),
+        ALONE: at_counts(scorer_of(model, data, backbone_alone=True)),
+        **{name: at_counts(scorer) for name, scorer in _floors(training, others, kept, data.num_items).items()},
     }
-    check_causal(models["fast weights"], cold.take(np.arange(min(8, cold.num_users))), [1, 5, 20])
-    results: dict[str, Any] = {"seed": seed, "trust": head["fixed.trust"].tolist(), "models": {}}
+    results: dict[str, Any] = {"seed": seed, "model": model.model_id, "models": {}}
     judged: dict[str, Mapping[str, np.ndarray]] = {}
     for name, scorer in models.items():
         judged[name] = {
@@ -154,7 +115,7 @@ def run_cold(
         results["models"][name] = {part: [_mean(value) for value in values.T] for part, values in judged[name].items()}
         say(f"{name}: next {[value and round(value, 4) for value in results['models'][name]['next']]}")
     for part in ("next", "later"):
-        ours, theirs = judged["fast weights"][part], judged["sequence model"][part]
+        ours, theirs = judged[OURS][part], judged[ALONE][part]
         rows = [
             {key: value._asdict() if hasattr(value, "_asdict") else value for key, value in row.items()}
             for row in compare(ours, theirs)
@@ -171,95 +132,22 @@ def _mean(values: Float64[np.ndarray, "user"]) -> float | None:
     return float(real.mean()) if len(real) else None
 
 
-def _train_model(
-    log: EventLog, num_items: int, config: ColdConfig, seed: int, folder: Path | None, say: Callable[[str], None]
-) -> SequenceModel:
-    torch.manual_seed(seed)
-    model = SequenceModel(config.model, Catalogue(torch.from_numpy(np.bincount(log.items, minlength=num_items))))
-    train(
-        model,
-        BatchSource(log, BatchConfig(config.tokens), config.model.max_events),
-        config.training,
-        seed=seed,
-        folder=folder,
-        on_epoch=lambda record: say(f"epoch {record.epoch}, loss {record.loss:.4f}, {record.cpu_seconds:.0f} CPU s"),
-    )
-    return model.eval().requires_grad_(False)
+def _floors(training: EventLog, others: EventLog, kept: EventLog, num_items: int) -> dict[str, Scorer]:
+    """Popularity, item-kNN and EASE with recency, on the people whom Palate is trained on.
 
-
-def _head_of(log: EventLog) -> EventLog:
-    """Everyone's first events: what the protocol looks at."""
-    return log.cut(np.maximum(log.lengths() - _EVENTS, 0))
-
-
-def _people(
-    model: SequenceModel,
-    items: SequenceItems,
-    told: Float[Tensor, "feature item"] | None,
-    log: EventLog,
-    batch_size: int = 64,
-) -> People:
-    """First events of people, with the frozen model's states and what their profiles say by the table `told`."""
-    part = _head_of(log)
-    width = int(part.lengths().max())
-    states, rows, grades = [], [], []
-    for start in range(0, part.num_users, batch_size):
-        some = part.take(np.arange(start, min(start + batch_size, part.num_users)))
-        batch = inputs(some, model.config.max_events)
-        with torch.no_grad():
-            found = model.states(batch).float()
-        short = width - batch.items.shape[1]
-        states.append(torch.nn.functional.pad(found, (0, 0, 0, short)))
-        rows.append(torch.nn.functional.pad(batch.items, (0, short)))
-        values = torch.zeros_like(batch.items) if batch.values is None else (batch.values.long() - 1).clamp_min(0)
-        grades.append(torch.nn.functional.pad(values, (0, short)))
-    lengths = torch.from_numpy(part.lengths())
-    known = None if told is None or log.profiles is None else torch.from_numpy(np.array(log.profiles)) @ told
-    return make_people(items, torch.cat(rows), torch.cat(grades), lengths, torch.cat(states), known)
-
-
-def _alone(
-    model: SequenceModel, items: SequenceItems, log: EventLog, counts: Sequence[int]
-) -> Float32[np.ndarray, "user count item"]:
-    batch = inputs(_wide(log, max(counts)), model.config.max_events)
-    with torch.no_grad():
-        states = model.states(batch).float()[:, list(counts)]
-        return np.asarray((states @ items.vectors.T + items.bias).numpy())
-
-
-def _adapted(
-    model: SequenceModel,
-    items: SequenceItems,
-    told: Float[Tensor, "feature item"] | None,
-    head: Params,
-    log: EventLog,
-    counts: Sequence[int],
-) -> Float32[np.ndarray, "user count item"]:
-    people = _people(model, items, told, _wide(log, max(counts)))
-    with torch.no_grad():
-        return np.asarray(scores_at(head, items, people, torch.tensor([list(counts)] * log.num_users)).numpy())
-
-
-def _wide(log: EventLog, width: int) -> EventLog:
-    """The first `width` events of each person; who has fewer is filled up with their last item, which nobody judges."""
-    sizes = log.lengths()
-    places = log.offsets[:-1, None] + np.minimum(np.arange(width), np.maximum(sizes - 1, 0)[:, None])
-    offsets = np.arange(len(sizes) + 1) * width
-    values = None if log.values is None else log.values[places].ravel()
-    return EventLog(log.items[places].ravel(), offsets.astype(np.int64), values=values, profiles=log.profiles)
-
-
-def _floors(training: EventLog, kept: EventLog, num_items: int) -> dict[str, Scorer]:
-    """Popularity, item-kNN and EASE with recency; the decay is what ranks the last items of people kept back best."""
-    popularity = np.bincount(training.items, minlength=num_items).astype(np.float32) / max(training.num_users, 1)
+    The decay is what ranks the last items of people kept back best.
+    """
+    popularity = np.bincount(others.items, minlength=num_items).astype(np.float32) / max(others.num_users, 1)
     judged = kept.take(np.flatnonzero(kept.lengths() >= 2))
     held = Held(np.arange(judged.num_users), judged.cut(1), judged.items[judged.offsets[1:] - 1])
-    chosen: dict[str, Scorer] = {"popularity": item_item_scorer(no_weights(training, num_items), 1.0, popularity)}
-    for name, weights in (
-        ("item-kNN, recency", neighbour_weights(training, num_items, 10.0)),
-        ("EASE, recency", ease_weights(training, num_items, 300.0)),
+    chosen: dict[str, Scorer] = {"popularity": item_item_scorer(no_weights(others, num_items), 1.0, popularity)}
+    decays = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+    for name, fit in (
+        ("item-kNN, recency", partial(neighbour_weights, num_items=num_items, shrink=10.0)),
+        ("EASE, recency", partial(ease_weights, num_items=num_items, regularisation=300.0)),
     ):
-        scorers = [item_item_scorer(weights, decay, popularity) for decay in (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)]
+        weights = fit(training)
+        scorers = [item_item_scorer(weights, decay, popularity) for decay in decays]
         values = [figures(rank_targets(scorer, held, num_items).removed)["ndcg@10"].mean() for scorer in scorers]
-        chosen[name] = scorers[int(np.argmax(values))]
+        chosen[name] = item_item_scorer(fit(others), decays[int(np.argmax(values))], popularity)
     return chosen

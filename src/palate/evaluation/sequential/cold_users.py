@@ -2,8 +2,8 @@
 
 The protocol:
 
-* People are split at random: some for the sequence model and all tables, some for meta-training, some to choose every
-  setting by (validation), and the cold ones, on whom nothing is trained or tuned and who are judged once.
+* People are split at random: those who are trained on, some of them to choose the floors' settings by (validation), and
+  the cold ones, on whom nothing is trained or tuned and who are judged once.
 * At support size N a model has read a cold person's first N events, from the first one on, and nothing else of them.
 * The headline, "next": nDCG@10 of the one item that comes next, all items ranked, those already read taken out;
   averaged over the positions N, N + 1, …, N + min(4, N // 2) (at each of which the model has read that many events),
@@ -37,25 +37,23 @@ ScoresAt: TypeAlias = Callable[[EventLog, Sequence[int]], Float32[np.ndarray, "u
 class ColdSplit(NamedTuple):
     """Places of people in the log; each in ascending order, none in two."""
 
-    backbone: Int64[np.ndarray, "some"]
     training: Int64[np.ndarray, "others"]
-    """For meta-training."""
     validation: Int64[np.ndarray, "kept"]
     test: Int64[np.ndarray, "cold"]
 
 
-def split_people(num_people: int, *, num_test: int, num_training: int, num_validation: int, seed: int = 0) -> ColdSplit:
-    """Draw the four groups; who is left is for the sequence model.
+def split_people(num_people: int, *, num_test: int, num_validation: int, seed: int = 0) -> ColdSplit:
+    """Draw the groups; who is left is for training.
 
     Raises:
         ConfigError: a group would be empty.
     """
-    sizes = (num_test, num_validation, num_training)
+    sizes = (num_test, num_validation)
     if min(sizes) < 1 or sum(sizes) >= num_people:
         raise ConfigError(f"cold split: {sizes} of {num_people} people leave a group empty; ask for fewer, 1 at least")
     order = np.random.default_rng(seed).permutation(num_people)
-    test, validation, training, rest = (np.sort(part) for part in np.split(order, np.cumsum(sizes)))
-    return ColdSplit(rest, training, validation, test)
+    test, validation, training = (np.sort(part) for part in np.split(order, np.cumsum(sizes)))
+    return ColdSplit(training, validation, test)
 
 
 def positions_after(size: int) -> range:
@@ -123,20 +121,6 @@ def at_counts(scorer: Scorer) -> ScoresAt:
         return np.stack([scorer(head) for head in heads], axis=1)
 
     return scores_at
-
-
-def check_causal(scores_at: ScoresAt, log: EventLog, counts: Sequence[int], *, tolerance: float = 1e-3) -> None:
-    """Refuse a model whose scores after so many events change when later events are cut off.
-
-    Raises:
-        DataError: says after how many events.
-    """
-    whole = scores_at(log, counts)
-    for column, count in enumerate(counts):
-        alone = scores_at(log.cut(np.maximum(log.lengths() - count, 0)), [count])[:, 0]
-        enough = log.lengths() >= count
-        if np.abs(alone - whole[:, column])[enough].max(initial=0.0) > tolerance:
-            raise DataError(f"model: its scores after {count} events depend on later ones; let it read the first only")
 
 
 def compare(

@@ -57,7 +57,7 @@ def sequential_table(results: Results) -> Table:
 
 
 def cold_table(results: Results, part: str, title: str) -> Table:
-    """Models on cold people by support size, and the gain of fast weights; `part` is next or later."""
+    """Models on cold people by support size, and the gain over the backbone alone; `part` is next or later."""
     rows = results[part]["sizes"]
     gain = results[part]["gain"]
     table = Table(

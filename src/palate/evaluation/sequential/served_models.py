@@ -82,6 +82,19 @@ def fit_recommender(
         # An eighth of the items lose their id in a step, so that content is learned from.
         model = replace(config.model, id_dropout=0.125, rated=data.log.values is not None)
         config = replace(config, model=model, text=TextConfig(max_length=128))
+    return fit_served(data, config, informed=informed, folder=folder, say=say, workers=workers)
+
+
+def fit_served(
+    data: SequenceData,
+    config: Config,
+    *,
+    informed: bool = False,
+    folder: Path,
+    say: Callable[[str], None],
+    workers: int = 1,
+) -> Recommender:
+    """`fit_recommender` with settings of one's own."""
     reporter = Reporter()
     trained = train(
         to_dataset(data, informed=informed),
