@@ -1,5 +1,6 @@
 """The recommender on the sequential benchmark: trained, written, read, and asked for what the service would list."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,25 @@ def test_the_model_on_disk_is_the_one_that_is_judged(data: SequenceData, tmp_pat
     again = fitted(data, tmp_path, informed=False)  # from the checkpoints of the first
     assert again.model_id == first.model_id
     assert first.config.seed == 3
+
+
+def test_ratings_are_shown_to_the_informed_alone(data: SequenceData, tmp_path: Path) -> None:
+    log = data.log
+    stars = (1 + log.items % 5).astype(np.float32)
+    rated = replace(data, log=EventLog(log.items, log.offsets, values=stars, profiles=log.profiles))
+    plain, told = to_dataset(rated, informed=False), to_dataset(rated, informed=True)
+    assert plain.interactions["event_type"].unique().to_list() == ["interaction"]
+    assert told.interactions["event_type"].unique().to_list() == ["rating"]
+    # The log is sorted by time; each person's events stay in their order.
+    assert told.interactions.sort("user_id", maintain_order=True)["weight"].to_list() == stars.tolist()
+    model = fitted(rated, tmp_path, informed=True)
+    assert model.config.model.rated
+    few = ring(1, 4).cut(1)
+    scores = [
+        scorer_of(model, rated)(EventLog(few.items, few.offsets, values=values, profiles=np.zeros((4, 2), np.float32)))
+        for values in (np.full(len(few), 1.0, np.float32), np.full(len(few), 5.0, np.float32))
+    ]
+    assert not np.allclose(*scores)
 
 
 def test_content_and_profiles_are_shown_to_the_informed_alone(data: SequenceData, tmp_path: Path) -> None:
