@@ -81,7 +81,7 @@ _TOGETHER = 256
 _MOST_CELLS = 2**28
 """Episodes × items of a set of tasks: it holds what is relevant and what was seen as a byte each."""
 _CELLS_AT_ONCE = 2**26
-"""Episodes × items that are scored together in validation."""
+"""Episodes × items, and episodes × what a support holds, that are scored together in validation."""
 
 
 class Episodes(NamedTuple):
@@ -287,7 +287,8 @@ def _ndcg(
     episodes: Episodes, score: Callable[[Episodes], Float[np.ndarray, "some item"]]
 ) -> Float[np.ndarray, "episode"]:
     """NDCG@10 of each episode, seen items removed."""
-    together = max(1, _CELLS_AT_ONCE // episodes.seen.shape[1])
+    support = episodes.support.features
+    together = max(1, _CELLS_AT_ONCE // max(episodes.seen.shape[1], support.shape[1] * support.shape[2]))
     parts = []
     for start in range(0, len(episodes.size), together):
         some = episodes
