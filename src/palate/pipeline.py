@@ -370,7 +370,7 @@ def _go_on(
     else:
         # What the learner has fitted to profiles is part of what it knows, and is not fitted anew.
         head = head._replace(prepare=lambda params, profiles: params)
-        meta = replace(config.meta, num_steps=config.retraining.num_steps)
+        meta = replace(config.meta, num_steps=config.retraining.num_steps, search_start=False)
         nobody = from_histories([])
         shared = Shared(start.backbone, served, table.space, table.unseen_popularity, table.posterior.counts, nobody)
         try:

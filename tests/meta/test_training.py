@@ -22,6 +22,7 @@ from palate.meta.training import (
     Episodes,
     MetaConfig,
     MetaResult,
+    find_start,
     make_episodes,
     meta_train,
     score_supports,
@@ -35,7 +36,7 @@ from palate.scorers.item_item import ItemItemConfig
 
 NUM_TASTES, PER_TASTE, NUM_FEATURES, DIM = 4, 12, 8, 3
 NUM_ITEMS = NUM_TASTES * PER_TASTE
-CONFIG = MetaConfig(num_steps=30, batch_size=24, learning_rate=0.05, validate_every=10)
+CONFIG = MetaConfig(num_steps=30, batch_size=24, learning_rate=0.05, validate_every=10, search_start=False)
 EVERY_LEARNER = pytest.mark.parametrize("name", sorted(LEARNERS))
 
 
@@ -99,6 +100,38 @@ def run(name: str, config: MetaConfig = CONFIG, seed: int = 0, shift: int = 0) -
     if LEARNERS[name].by_feature and config.num_steps == CONFIG.num_steps:  # starts from nothing on each feature
         config = replace(config, num_steps=5 * config.num_steps, validate_every=5 * config.validate_every)
     return start, meta_train(head_of(name), start, items, no_scorers(), train, validation, config, seed=seed)
+
+
+class TestStart:
+    def test_where_the_shared_model_knows_best_the_rest_begins_small(self) -> None:
+        """States point at the taste, features and popularity are noise: the usual start drowns what is known."""
+        generator = torch.Generator().manual_seed(1)
+        centres = 2 * torch.randn(NUM_TASTES, DIM, generator=generator)
+        vectors = centres.repeat_interleave(PER_TASTE, 0) + torch.randn(NUM_ITEMS, DIM, generator=generator)
+        noise = torch.randn(NUM_ITEMS, NUM_FEATURES, generator=generator)
+        items = Items(noise, vectors, torch.zeros(NUM_ITEMS), 3 * torch.randn(NUM_ITEMS, generator=generator))
+
+        def tasks(people: int, seed: int) -> Episodes:
+            made = make_tasks(items, people, seed=seed)
+            state = centres[made.user % NUM_TASTES]
+            return made._replace(support=made.support._replace(state=state), profile=made.profile._replace(state=state))
+
+        head, start, train = head_of("ridge"), make_params("ridge", items), tasks(40, 1)
+        found = find_start(head, start, items, no_scorers(), train, seed=0)
+        assert found["popularity"] < 0.5 * start["popularity"]
+        assert (found["gates"][1, 0] < start["gates"][1, 0]) or torch.equal(found["gates"], start["gates"])
+        before, after = (validate(head, params, items, no_scorers(), tasks(24, 2)) for params in (start, found))
+        assert after > before + 0.05
+        untouched = {"gates", "popularity"}
+        assert all(found[name] is start[name] for name in start if name not in untouched)
+        train_first = replace(CONFIG, learner="ridge", search_start=True, num_steps=1, validate_every=1)
+        result = meta_train(head, start, items, no_scorers(), train, tasks(24, 2), train_first, seed=0)
+        assert result.validation[0][1] == pytest.approx(after, abs=1e-12)
+
+    def test_without_evidence_against_it_the_usual_start_stays(self) -> None:
+        items = make_items()._replace(popularity=torch.zeros(NUM_ITEMS))
+        start = make_params("ridge", items)
+        assert find_start(head_of("ridge"), start, items, no_scorers(), make_tasks(items, 40, seed=1), seed=0) is start
 
 
 @EVERY_LEARNER

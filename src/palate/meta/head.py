@@ -161,7 +161,7 @@ def make_head(
 
     def params(layout: Layout, items: Items) -> Params:
         gates = torch.zeros(len(_GATE_START), NUM_GATE_INPUTS)
-        gates[:, 0] = torch.tensor([math.log(math.expm1(start)) for start in _GATE_START.values()])
+        gates[:, 0] = torch.tensor([_before_softplus(start) for start in _GATE_START.values()])
         gates[:, -1] = torch.tensor(list(_RETURN_START.values()))
         return {
             "gates": gates,
@@ -240,6 +240,13 @@ def make_head(
     return Head(params, prepare, begin, prior, adapt, score, loss)
 
 
+def with_start(params: Params, evidence: float, popularity: float) -> Params:
+    """The parameters with shares of the starting gate of adapted weights and of the starting weight of popularity."""
+    gates = params["gates"].clone()
+    gates[1, 0] = _before_softplus(evidence * _GATE_START["evidence"])
+    return {**params, "gates": gates, "popularity": torch.tensor(popularity * _POPULARITY_START)}
+
+
 def metric(params: Params) -> Float[Tensor, "feature"]:
     """How much each feature counts when two items are compared: the prior deviation of its weight, untempered."""
     return torch.exp(-0.5 * params["head.log_precision"])
@@ -283,6 +290,10 @@ def prior_deviation(params: Params, count: Float[Tensor, ""]) -> Float[Tensor, "
     """Prior standard deviation of each weight before `count` events are explained."""
     constant, slope = params["head.tempering"]
     return metric(params) * torch.exp(-0.5 * (constant + slope * count.log1p()) * params["fixed.spectrum"])
+
+
+def _before_softplus(value: float) -> float:
+    return math.log(math.expm1(value))
 
 
 def _shown(name: str) -> str:

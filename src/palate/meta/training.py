@@ -4,6 +4,7 @@ The tasks are people whom the backbone and the evidence have not been fitted on:
 model looks better than it is, and a learner trained there would trust it too much.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from palate.backbone.sequence_model import SequenceModelConfig
 from palate.data.episodes import History
 from palate.data.event_log import EventLog, from_histories
 from palate.errors import ConfigError, DataError
-from palate.meta.head import Head, Items, Profile, Query, Support
+from palate.meta.head import Head, Items, Profile, Query, Support, with_start
 from palate.meta.learner import Params
 from palate.meta.outer import FitConfig, run_outer_loop
 from palate.meta.quality import Quality, compare_with_chance
@@ -29,6 +30,7 @@ from palate.meta.tasks import make_supports
 from palate.metrics import ndcg_at_k, top_k
 from palate.scorers.evidence import Scorers
 from palate.scorers.kin import Kin, no_kin
+from palate.significance import clustered_interval
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class MetaConfig:
     """Episodes a step."""
     learning_rate: float = 0.003
     """Of the outer loop at the start; falls linearly."""
+    search_start: bool = True
+    """Whether the start of the gates is looked for on the training episodes before the first step."""
     prior_pull: float = 10.0
     """Quadratic pull of the prior mean to zero: newcomers of one season must not teach the next what to expect."""
     validate_every: int = 25
@@ -78,6 +82,10 @@ RETURN = -1
 
 _TOGETHER = 256
 """Episodes whose states are computed together."""
+_EPISODES_TO_START_BY = 1000
+"""Training episodes on which the start is chosen, at most."""
+_SHARES = (1.0, 0.3, 0.1, 0.03)
+"""Of the usual start, that are tried."""
 _MOST_CELLS = 2**28
 """Episodes × items of a set of tasks: it holds what is relevant and what was seen as a byte each."""
 _CELLS_AT_ONCE = 2**26
@@ -227,7 +235,8 @@ def meta_train(
 ) -> MetaResult:
     """Train every parameter that is not "fixed." on the mean episode loss; return the best-validated ones.
 
-    Parameters that rank no better than chance are returned like others; `MetaResult.quality` says so.
+    It begins where `find_start` says. Parameters that rank no better than chance are returned like others;
+    `MetaResult.quality` says so.
     `on_step(step, of, validation)` is called at each look at the validation people.
 
     Raises:
@@ -240,9 +249,7 @@ def meta_train(
     ) -> Tensor:
         return head.loss(weights, profile, support, Query(items, relevant, allowed, evidence))
 
-    # Every support size counts the same, as in validation, however many episodes there are of it.
-    _, group, counts = np.unique(train.size.numpy(), return_inverse=True, return_counts=True)
-    share = 1 / counts[group] / len(counts)
+    share = _even_shares(train)
     batch_size = min(config.batch_size, len(train.size))
 
     losses = vmap(episode_loss, in_dims=(None, 0, 0, 0, 0, 0))
@@ -257,8 +264,9 @@ def meta_train(
         means = [weight.square().sum() for name, weight in weights.items() if name.startswith("prior.")]
         return 0.5 * config.prior_pull * torch.stack(means).sum()
 
+    start = head.prepare(params, train.profile.features)
     result = run_outer_loop(
-        head.prepare(params, train.profile.features),
+        find_start(head, start, items, scorers, train, seed=seed) if config.search_start else start,
         batch_loss,
         lambda weights: validate(head, weights, items, scorers, validation),
         FitConfig(config.num_steps, config.batch_size, config.learning_rate, 0.0, config.validate_every, math.inf),
@@ -273,6 +281,38 @@ def meta_train(
         validation.user.numpy(),
     )
     return MetaResult(result.params, result.losses, result.validation, quality)
+
+
+@torch.no_grad()
+def find_start(head: Head, params: Params, items: Items, scorers: Scorers, train: Episodes, *, seed: int) -> Params:
+    """Look where meta-training should begin: how far adapted weights and popularity count beside the shared model.
+
+    Steps move a gate by a few tenths. How much better a shared model ranks than the features that are adapted on
+    differs between data sets by more than that: where it has much to learn from, the usual start drowns it. So shares
+    of that start are tried on training episodes, and one takes its place where an interval over people says that it is
+    better.
+    """
+    few = min(_EPISODES_TO_START_BY, len(train.size))
+    drawn = np.random.default_rng([seed, 2]).choice(len(train.size), few, False, _even_shares(train))
+    some = take(train, torch.from_numpy(np.sort(drawn)))
+    users = some.user.numpy()
+
+    def judge(weights: Params) -> Float[np.ndarray, "episode"]:
+        return _ndcg(some, lambda part: _scores(head, weights, items, scorers, part))
+
+    best, value = params, judge(params)
+    for evidence, popularity in itertools.product(_SHARES, _SHARES):
+        other = with_start(params, evidence, popularity)
+        found = judge(other)
+        if found.mean() > value.mean() and clustered_interval(found - value, users).low > 0:
+            best, value = other, found
+    return best
+
+
+def _even_shares(episodes: Episodes) -> Float[np.ndarray, "episode"]:
+    """How likely each episode is drawn: every support size as often, however many episodes there are of it."""
+    _, group, counts = np.unique(episodes.size.numpy(), return_inverse=True, return_counts=True)
+    return np.asarray(1 / counts[group] / len(counts))
 
 
 @torch.no_grad()
