@@ -34,14 +34,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from palate.backbone.batches import BatchConfig, BatchSource
+from palate.backbone.batches import BatchConfig, BatchSource, inputs
 from palate.backbone.engine import train
 from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
 from palate.baselines.item_item import Scorer
+from palate.data.event_log import EventLog
 from palate.evaluation.sequential.data import SequenceData, open_sequences
 from palate.evaluation.sequential.leave_one_out import Held, figures, leave_one_out, rank_targets
-from palate.recommend.sequence import SequenceScorer
 
 Line = dict[str, Any]
 """epoch; cpu_seconds of training so far; share of the last epoch that was run; ndcg@10 on validation, where judged."""
@@ -101,6 +101,14 @@ def measure_peer(peer: Peer, environments: Path, data: SequenceData, epochs: int
     return lines
 
 
+def _scorer_of(model: SequenceModel) -> Scorer:
+    def score(log: EventLog) -> np.ndarray:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            return model.eval().scores(inputs(log, model.config.max_events)).float().numpy()
+
+    return score
+
+
 def measure_palate(data: SequenceData, epochs: int) -> list[Line]:
     """Train Palate's sequence model at the same width, depth and length; judging is not on the clock."""
     torch.set_num_threads(1)
@@ -114,7 +122,7 @@ def measure_palate(data: SequenceData, epochs: int) -> list[Line]:
     def validate(trained: torch.nn.Module) -> float:
         nonlocal judging
         seconds, begun = time.process_time() - started - judging, time.process_time()
-        value = validation_ndcg(SequenceScorer((model,), (), torch.ones(1), {}), split.validation, data.num_items)
+        value = validation_ndcg(_scorer_of(model), split.validation, data.num_items)
         lines.append({"epoch": len(lines) + 1, "cpu_seconds": seconds, "share": 1.0, "ndcg@10": value})
         judging += time.process_time() - begun
         return value

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -18,6 +17,10 @@ from jaxtyping import Float32
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfTransformer
 
+from palate.backbone.batches import BatchConfig
+from palate.backbone.next_item import LossConfig
+from palate.backbone.sequence_model import SequenceModelConfig
+from palate.backbone.training_config import TrainingConfig
 from palate.baselines.item_item import Scorer
 from palate.config import Config
 from palate.data.catalog import Catalog, Profiles
@@ -28,7 +31,6 @@ from palate.data.log import validate_interactions
 from palate.encoders.attributes import AttributeConfig
 from palate.encoders.text import TextConfig
 from palate.evaluation.sequential.data import SequenceData
-from palate.evaluation.sequential.palate_models import RECIPES as SEQUENCE_RECIPES
 from palate.meta.training import MetaConfig
 from palate.pipeline import train
 from palate.progress import Reporter
@@ -38,28 +40,33 @@ from palate.scorers.item_item import ItemItemConfig
 _BEGIN = datetime(2000, 1, 1)
 """The sources know the order of events alone: each person's n-th happens n seconds after this."""
 
-_SHORT = {
-    "item_item": ItemItemConfig(ease_penalty=(100.0,), decays=(0.5, 0.6, 0.7, 0.8)),
-    "meta": MetaConfig(support_sizes=(1, 2, 3, 4, 5, 7, 10, 20), min_items=4, min_query=1, window=1, held_out=0.15),
-}
-_HEADS: Mapping[str, Mapping[str, Any]] = {
-    "ml-1m": {
-        "item_item": ItemItemConfig(ease_penalty=(300.0, 1000.0, 3000.0)),
-        "meta": MetaConfig(support_sizes=(0, 1, 2, 3, 5, 10, 20, 50, 100, 199), min_query=1, window=1),
-    },
+_SHORT = Config(
+    model=SequenceModelConfig(dim=128, num_layers=1, num_heads=2, max_events=50, dropout=0.5),
+    batches=BatchConfig(tokens=2048),
+    training=TrainingConfig(num_epochs=40, learning_rate=1e-3, warmup_steps=200, precision="bfloat16", ema=0.999),
+    attributes=AttributeConfig(numeric="standard"),
+    item_item=ItemItemConfig(ease_penalty=(100.0,), decays=(0.5, 0.6, 0.7, 0.8)),
+    meta=MetaConfig(support_sizes=(1, 2, 3, 4, 5, 7, 10, 20), min_items=4, min_query=1, window=1, held_out=0.15),
+)
+RECIPES: Mapping[str, Config] = {
+    "ml-1m": Config(
+        model=SequenceModelConfig(
+            dim=128,
+            num_layers=3,
+            num_heads=4,
+            max_events=200,
+            dropout=0.3,
+            loss=LossConfig(distinct=True),  # nobody rates a film twice; where people did little, it takes too much
+        ),
+        batches=BatchConfig(tokens=4096),
+        training=TrainingConfig(num_epochs=24, learning_rate=1.5e-3, warmup_steps=200, precision="bfloat16", ema=0.999),
+        attributes=AttributeConfig(numeric="standard"),
+        item_item=ItemItemConfig(ease_penalty=(300.0, 1000.0, 3000.0)),
+        meta=MetaConfig(support_sizes=(0, 1, 2, 3, 5, 10, 20, 50, 100, 199), min_query=1, window=1),
+    ),
     "beauty": _SHORT,
     "sports": _SHORT,
     "toys": _SHORT,
-}
-RECIPES: Mapping[str, Config] = {
-    name: Config(
-        model=shared.model,
-        batches=shared.batches,
-        training=shared.training,
-        attributes=AttributeConfig(numeric="standard"),
-        **_HEADS[name],
-    )
-    for name, shared in SEQUENCE_RECIPES.items()
 }
 """How Palate is trained on each data set."""
 

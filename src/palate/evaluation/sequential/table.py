@@ -1,7 +1,6 @@
 """The tables of the sequential benchmark: which models are judged on which data, and what others have published."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +10,7 @@ from palate.errors import ConfigError
 from palate.evaluation.sequential.data import SequenceData
 from palate.evaluation.sequential.floors import FLOORS, FloorEntry, choose_floor
 from palate.evaluation.sequential.leave_one_out import Held
-from palate.evaluation.sequential.palate_models import RECIPES, content_of, with_content
 from palate.evaluation.sequential.served_models import fit_recommender, scorer_of
-from palate.recommend.sequence import fit_sequences
 
 
 class Bench(NamedTuple):
@@ -55,28 +52,8 @@ def _fit_floor(bench: Bench, entry: FloorEntry) -> Fitted:
     return Fitted(chosen.scorer, {"weights": chosen.weights, "decay": chosen.decay})
 
 
-def _fit_palate(bench: Bench, informed: bool) -> Fitted:
-    recipe, held = RECIPES[bench.data.name], bench.validation
-    content = None
-    if informed:
-        recipe, content = with_content(recipe, bench.data), content_of(bench.data)
-    scorer = fit_sequences(
-        bench.data.log,
-        held.inputs,
-        held.targets,
-        bench.data.num_items,
-        recipe,
-        seed=1000 * bench.seed,
-        content=content,
-        folder=bench.folder / ("informed" if informed else "ids"),
-        say=bench.say,
-    )
-    first = replace(scorer.alone(), members=scorer.members[:1])
-    return Fitted(scorer, scorer.settings, {"sequence model alone": scorer.alone(), "one member alone": first})
-
-
 def _fit_recommender(bench: Bench, informed: bool) -> Fitted:
-    folder = bench.folder / ("served, informed" if informed else "served, ids")
+    folder = bench.folder / ("informed" if informed else "ids")
     model = fit_recommender(bench.data, informed=informed, seed=bench.seed, folder=folder, say=bench.say)
     chosen = {name: scorer.setting._asdict() for name, scorer in model.scorers.fitted.items()}
     validation = model.training["meta validation"]
@@ -89,10 +66,8 @@ def _fit_recommender(bench: Bench, informed: bool) -> Fitted:
 
 MODELS: Mapping[str, ModelEntry] = {
     **{name: ModelEntry("floor", partial(_fit_floor, entry=entry), by_chance=False) for name, entry in FLOORS.items()},
-    "Palate": ModelEntry("palate", partial(_fit_palate, informed=False), by_chance=True),
-    "Palate with content": ModelEntry("palate", partial(_fit_palate, informed=True), by_chance=True),
-    "Palate, as served": ModelEntry("palate", partial(_fit_recommender, informed=False), by_chance=True),
-    "Palate with content, as served": ModelEntry("palate", partial(_fit_recommender, informed=True), by_chance=True),
+    "Palate": ModelEntry("palate", partial(_fit_recommender, informed=False), by_chance=True),
+    "Palate with content": ModelEntry("palate", partial(_fit_recommender, informed=True), by_chance=True),
 }
 
 
