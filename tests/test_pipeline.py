@@ -45,7 +45,7 @@ def test_another_seed_or_setting_gives_another_model(model: Recommender, early_s
         replace(tiny, model=replace(tiny.model, dim=8)),
         replace(tiny, batches=replace(tiny.batches, window=1)),
         replace(tiny, negative_events=()),
-        replace(tiny, refit=replace(tiny.refit, rate=1.0)),
+        replace(tiny, refit=RefitConfig(share=0.25)),
     ]
     assert len({model.model_id, *(train(early_shop, config).model_id for config in configs)}) == 7
 
@@ -60,7 +60,7 @@ def test_everyones_members_go_on_from_those_that_met_the_newcomers(
         return seen[-1][1]
 
     monkeypatch.setattr("palate.pipeline.run_jobs", run)
-    train(early_shop, tiny)
+    train(early_shop, replace(tiny, refit=RefitConfig(share=0.25)))
     (first, trained), (second, _) = seen
     others, _ = newcomers_of(prepare(early_shop, tiny).histories, tiny)
     everyone = prepare(early_shop, tiny).histories
@@ -72,7 +72,7 @@ def test_everyones_members_go_on_from_those_that_met_the_newcomers(
         assert job.start is not None
         assert all(torch.equal(job.start[name], value) for name, value in before.weights.items())
     seen.clear()
-    train(early_shop, replace(tiny, refit=replace(tiny.refit, share=0.0)))
+    train(early_shop, tiny)
     _, (anew, _) = seen
     assert all(job.start is None and job.training == tiny.training for job in anew)
 

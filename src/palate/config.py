@@ -104,9 +104,9 @@ class EvaluationConfig:
 class RefitConfig:
     """How the members go on to everyone, after those who play newcomers were kept from them."""
 
-    share: float = 0.25
+    share: float = 0.0
     """Passes over all events, from the weights that met the newcomers, as a share of training.num_epochs and at least
-    one; 0: from random weights, for all of training.num_epochs."""
+    one: less time for slightly poorer lists. 0: from random weights, for all of training.num_epochs."""
     rate: float = 0.5
     """Peak learning rate of these passes, as a share of training.learning_rate."""
 

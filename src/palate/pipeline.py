@@ -1,7 +1,7 @@
 """The main job: from a data set to a recommender.
 
     content → hold out newcomers → shared model without them → meta-train the head on them
-            → shared model trained on with everyone → recommender
+            → shared model on everyone, anew or from those weights → recommender
 
 or, from a served model and the events since:
 
@@ -267,11 +267,11 @@ def make_jobs(
 
 def refit_training(config: Config) -> TrainingConfig:
     """How the members are trained on everyone, after they have met people who were kept from them."""
-    training, refit = config.training, config.refit
-    if not refit.share:
+    training, share = config.training, config.refit.share
+    if not share:
         return training
-    num_epochs = max(1, round(refit.share * training.num_epochs))
-    return replace(training, num_epochs=num_epochs, learning_rate=refit.rate * training.learning_rate)
+    num_epochs = max(1, round(share * training.num_epochs))
+    return replace(training, num_epochs=num_epochs, learning_rate=config.refit.rate * training.learning_rate)
 
 
 def retraining_jobs(start: Recommender, prepared: Prepared, config: Config) -> list[Job]:
