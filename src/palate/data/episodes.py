@@ -93,7 +93,7 @@ def build_histories(
         .with_columns(
             negative=pl.col("event_type").is_in(list(negative_events)),
             seconds=pl.col("timestamp").dt.epoch("us") / 1e6,
-            rating=pl.when(pl.col("event_type").is_in(list(rating_events))).then("weight"),
+            rating=pl.when(pl.col("event_type").is_in(list(rating_events))).then("weight") if rating_events else None,
         )
     )
     # What counts of an item is the last word said on it, at the place of the first yes.
