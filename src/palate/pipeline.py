@@ -174,7 +174,7 @@ def train(
             first = run(make_jobs("held-out", others, prepared, config, config.training))
             begin = [member.weights for member in first] if config.refit.share else None
             last = run(make_jobs("everyone", prepared.histories, prepared, config, again, begin))
-            losses = first[-1].losses + last[-1].losses
+            losses = (first[-1].losses if begin else ()) + last[-1].losses
         else:
             jobs = retraining_jobs(start, prepared, config)
             epochs = sum(job.training.num_epochs for job in jobs)
