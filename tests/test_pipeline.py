@@ -18,6 +18,7 @@ from palate.data.catalog import Catalog, Profiles
 from palate.data.dataset import Dataset
 from palate.data.splitting import temporal_split
 from palate.errors import ConfigError, DataError
+from palate.evaluation.few_shot import newcomers_after
 from palate.pipeline import newcomers_of, prepare, refit_training, split_newcomers, train
 from palate.progress import Reporter
 from palate.recommend import Recommender
@@ -84,8 +85,10 @@ def test_a_bad_refit_is_named(bad: dict[str, float]) -> None:
         RefitConfig(**bad)
 
 
-def test_members_that_read_ratings_see_them_everywhere(rated_model: Recommender, early_shop: Dataset) -> None:
-    """In training, from one person and from many, and in the seal of kept fast weights."""
+def test_members_that_read_ratings_see_them_everywhere(
+    rated_model: Recommender, shop: Dataset, early_shop: Dataset
+) -> None:
+    """In training, from one person and from many, where they are judged, and in the seal of kept fast weights."""
     log = early_shop.interactions.with_columns(
         event_type=pl.lit("rating"), weight=1.0 + pl.col("item_id").str.tail(1).cast(pl.Float64) % 5
     )
@@ -99,6 +102,14 @@ def test_members_that_read_ratings_see_them_everywhere(rated_model: Recommender,
     for state, scores in zip((high, low), batched, strict=True):
         places, values = model.rank(state, 5, excluded=np.zeros(0, np.int64))
         np.testing.assert_allclose(values, scores[places], rtol=1e-3, atol=1e-3)
+    everything = shop.interactions.with_columns(
+        event_type=pl.lit("rating"), weight=1.0 + pl.col("item_id").str.tail(1).cast(pl.Float64) % 5
+    )
+    split = temporal_split(replace(shop, interactions=everything), datetime.fromisoformat(str(config.evaluation.cut)))
+    newcomers = newcomers_after(split, shop.users.frame, model, config.evaluation)
+    for history in newcomers.histories:
+        assert history.ratings is not None
+        assert not np.isnan(history.ratings).any()
     kept = model.dump_state(high, profile)
     assert model.load_state(kept, high.history, profile) is not None
     assert model.load_state(kept, low.history, profile) is None

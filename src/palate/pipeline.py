@@ -156,35 +156,7 @@ def train(
     content = rotation(prepared.content)
 
     with reporter.stage("pre-train") as stage:
-        done, epochs = 0, 0
-
-        def run(jobs: list[Job]) -> list[Trained]:
-            if checkpoints is not None:
-                jobs = [job._replace(folder=Path(checkpoints) / f"{job.name}-{fingerprint(job)}") for job in jobs]
-            return run_jobs(jobs, workers, on_epoch)
-
-        def on_epoch(loss: float) -> None:
-            nonlocal done
-            done += 1
-            stage.step(done, max(done, epochs), f"loss {loss:.3f}")
-
-        if start is None:
-            again = refit_training(config)
-            epochs = config.num_members * (config.training.num_epochs + again.num_epochs)
-            first = run(make_jobs("held-out", others, prepared, config, config.training))
-            begin = [member.weights for member in first] if config.refit.share else None
-            last = run(make_jobs("everyone", prepared.histories, prepared, config, again, begin))
-            losses = (first[-1].losses if begin else ()) + last[-1].losses
-        else:
-            jobs = retraining_jobs(start, prepared, config)
-            epochs = sum(job.training.num_epochs for job in jobs)
-            first, last = [], run(jobs)
-            losses = last[-1].losses
-        fewer = f"{config.num_members} members for {len(others):,} people and " if start is None else ""
-        stage.done(
-            f"{fewer}{config.num_members} {'members ' if start else ''}"
-            f"for all {len(prepared.histories):,}, loss {losses[0]:.3f} → {losses[-1]:.3f}"
-        )
+        first, last, losses = _pre_train(others, prepared, config, start, stage, workers, checkpoints)
     until = _seconds(dataset.interactions["timestamp"].max())
     final = assemble(last, prepared.histories, prepared, content, config, until)
     with reporter.stage("meta-train") as stage:
@@ -237,6 +209,48 @@ def train(
         trained_until=until,
     )
     return recommender.add_items(dataset.items)
+
+
+def _pre_train(
+    others: Mapping[str, History],
+    prepared: Prepared,
+    config: Config,
+    start: Recommender | None,
+    stage: StageHandle,
+    workers: int,
+    checkpoints: str | Path | None,
+) -> tuple[list[Trained], list[Trained], tuple[float, ...]]:
+    """The members without the newcomers (none where training goes on), those for everyone, and the losses of one."""
+    number = config.num_members
+    again = refit_training(config)
+    going_on = [] if start is None else retraining_jobs(start, prepared, config)
+    epochs = number * (config.training.num_epochs + again.num_epochs)
+    if going_on:
+        epochs = sum(job.training.num_epochs for job in going_on)
+    done = 0
+
+    def on_epoch(loss: float) -> None:
+        nonlocal done
+        done += 1
+        stage.step(done, max(done, epochs), f"loss {loss:.3f}")
+
+    def run(jobs: list[Job]) -> list[Trained]:
+        if checkpoints is not None:
+            jobs = [job._replace(folder=Path(checkpoints) / f"{job.name}-{fingerprint(job)}") for job in jobs]
+        return run_jobs(jobs, workers, on_epoch)
+
+    everyone = prepared.histories
+    if going_on:
+        first, last = list[Trained](), run(going_on)
+        losses, who = last[-1].losses, f"{number} members"
+    else:
+        first = run(make_jobs("held-out", others, prepared, config, config.training))
+        begin = [member.weights for member in first] if config.refit.share else None
+        last = run(make_jobs("everyone", everyone, prepared, config, again, begin))
+        losses = (first[-1].losses if begin else ()) + last[-1].losses
+        who = f"{number} members for {len(others):,} people and {number}"
+    stage.done(f"{who} for all {len(everyone):,}, loss {losses[0]:.3f} → {losses[-1]:.3f}")
+    return first, last, losses
 
 
 def make_jobs(

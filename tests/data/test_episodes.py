@@ -255,3 +255,16 @@ def test_everyones_histories_are_what_reading_event_by_event_gives(events: list[
         assert [VOCABULARY.ids[item] for item in history.items] == chosen
         assert (np.diff(history.times) > 0).all()
         assert {VOCABULARY.ids[item] for item in history.refused} == {item for item, yes in last.items() if not yes}
+
+
+def test_what_came_later_follows_with_its_ratings_and_a_repeat_adds_nothing() -> None:
+    before = history([3, 1], [0.0, 1.0], refused=[4])._replace(ratings=np.array([2.0, np.nan]))
+    later = history([1, 0, 2], [5.0, 6.0, 7.0], refused=[3])._replace(ratings=np.array([1.0, 5.0, np.nan]))
+    whole = before.then(later)
+    assert whole.items.tolist() == [3, 1, 0, 2]
+    assert whole.times.tolist() == [0.0, 1.0, 6.0, 7.0]
+    assert whole.refused.tolist() == [3]
+    np.testing.assert_array_equal(whole.ratings, [2.0, np.nan, 5.0, np.nan])
+    plain = before.then(history([0], [6.0]))
+    np.testing.assert_array_equal(plain.ratings, [2.0, np.nan, np.nan])
+    assert history([1]).then(history([2])).ratings is None

@@ -1,5 +1,6 @@
 """The prequential replay against a slow loop, what it must not see, and what the gate makes of it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -8,11 +9,12 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from torch import Tensor
 
 from palate.config import Config, GateConfig
 from palate.data.catalog import Catalog
 from palate.data.dataset import Dataset
-from palate.data.episodes import build_histories
+from palate.data.episodes import History, build_histories
 from palate.errors import ConfigError, ModelError
 from palate.evaluation.replay import MISS, Replay, compare, gate, replay, window_start
 from palate.recommend import Recommender
@@ -190,6 +192,32 @@ def test_a_list_for_another_visit_is_asked_for_as_one(model: Recommender, shop: 
 def test_models_that_read_events_otherwise_cannot_be_compared(model: Recommender, shop: Dataset, tiny: Config) -> None:
     other = replace(model, config=replace(tiny, negative_events=("skip",)))
     with pytest.raises(ConfigError, match="negative_events differ"):
+        replay({"one": model, "other": other}, shop, SINCE, 100)
+
+
+def test_ratings_before_an_event_are_replayed_with_it(
+    model: Recommender, shop: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate asks a model that reads ratings as the service does: with those that were there by then."""
+    rated = replace(model, config=replace(model.config, rating_events=("purchase",)))
+    log = shop.interactions.with_columns(weight=1.0 + pl.col("item_id").str.tail(1).cast(pl.Float64) % 5)
+    asked: list[History] = []
+    scored = Recommender.score_many
+
+    def score(self: Recommender, histories: Sequence[History], profiles: Tensor) -> np.ndarray:
+        asked.extend(histories)
+        return scored(self, histories, profiles)
+
+    monkeypatch.setattr(Recommender, "score_many", score)
+    replay({"one": rated}, replace(shop, interactions=log), SINCE, 10_000)
+    digits = [int(name[-1]) for name in model.vocabulary.ids]
+    assert any(len(history.items) for history in asked)
+    for history in asked:
+        if len(history.items):
+            assert history.ratings is not None
+            assert history.ratings.tolist() == [1.0 + digits[item] % 5 for item in history.items]
+    other = replace(model, config=replace(model.config, rating_events=()))
+    with pytest.raises(ConfigError, match="rating_events differ"):
         replay({"one": model, "other": other}, shop, SINCE, 100)
 
 

@@ -60,6 +60,17 @@ def test_judged_is_who_comes_back_for_enough_that_is_new(split: Split, model: Re
         assert (np.diff(history.times) >= 0).all()
 
 
+def test_ratings_of_both_sides_of_the_cut_are_read(returning_shop: Dataset, model: Recommender, tiny: Config) -> None:
+    rated = replace(model, config=replace(model.config, rating_events=("purchase",)))
+    log = returning_shop.interactions.with_columns(weight=pl.lit(4.0))
+    found = returning_after(temporal_split(replace(returning_shop, interactions=log), str(tiny.evaluation.cut)), rated)
+    assert found is not None
+    for history, known in zip(found.people.histories, found.known, strict=True):
+        assert history.ratings is not None
+        assert np.isnan(history.ratings[:known]).all(), "the model was trained on purchases that rate nothing"
+        assert (history.ratings[known:] == 4).all()
+
+
 def test_old_items_are_never_listed_and_new_ones_are_relevant(split: Split, model: Recommender) -> None:
     found = returning_after(split, model)
     assert found is not None

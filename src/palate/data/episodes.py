@@ -49,6 +49,17 @@ class History(NamedTuple):
         ratings = None if self.ratings is None else self.ratings[start:]
         return History(self.items[start:], self.times[start:], self.refused, self.returning, ratings)
 
+    def then(self, later: "History") -> "History":
+        """These items, and after them those of `later` that are not among them; refusals are the later ones."""
+        new = ~np.isin(later.items, self.items)
+        follow = None if later.ratings is None else later.ratings[new]
+        ratings = None
+        if self.ratings is not None or follow is not None:
+            both = ((self.items, self.ratings), (later.items[new], follow))
+            ratings = np.concatenate([np.full(len(items), np.nan) if one is None else one for items, one in both])
+        items, times = np.concatenate([self.items, later.items[new]]), np.concatenate([self.times, later.times[new]])
+        return History(items, times, later.refused, ratings=ratings)
+
     def rated(self) -> tuple[Int64[np.ndarray, "rated"], Float64[np.ndarray, "rated"]]:
         """The items with a rating, and the ratings."""
         if self.ratings is None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from palate.baselines import BASELINES, Scorer, select
 from palate.config import Config, EvaluationConfig
-from palate.data.episodes import History, build_histories, purchase_matrix
+from palate.data.episodes import EventMeaning, History, build_histories, purchase_matrix
 from palate.data.log import require_columns
 from palate.data.splitting import Split
 from palate.data.vocabulary import Vocabulary
@@ -60,7 +60,7 @@ def newcomers_after(split: Split, users: pl.DataFrame, model: Recommender, confi
     names = [column.name for column in model.profile_encoder.columns]
     require_columns(users, names, source="profiles")
     trained = Vocabulary(model.vocabulary.ids[: model.num_trained])
-    histories = cold_histories(split, trained, model.config.negative_events, config)
+    histories = cold_histories(split, trained, model.config.meaning, config)
     rows = pl.DataFrame({"user_id": list(histories)}).join(users, on="user_id", how="left", maintain_order="left")
     profiles = [model.encode_profile(row) for row in rows.select(names).iter_rows(named=True)] if names else []
     stacked = torch.stack(profiles) if profiles else torch.zeros(len(histories), 0)
@@ -68,7 +68,7 @@ def newcomers_after(split: Split, users: pl.DataFrame, model: Recommender, confi
 
 
 def cold_histories(
-    split: Split, trained: Vocabulary, negative_events: Sequence[str], config: EvaluationConfig
+    split: Split, trained: Vocabulary, meaning: EventMeaning, config: EvaluationConfig
 ) -> dict[str, History]:
     """The histories of the cold users with enough distinct items that training knows; no model is needed to say.
 
@@ -77,8 +77,8 @@ def cold_histories(
     """
     events = split.cold_user_events.filter(pl.col("item_id").is_in(list(trained.ids)))
     # Only choices: what a person refuses later than the support is neither known nor a target.
-    events = events.filter(~pl.col("event_type").is_in(list(negative_events)))
-    found = build_histories(events, trained, negative_events)
+    events = events.filter(~pl.col("event_type").is_in(list(meaning.negative)))
+    found = build_histories(events, trained, sorted(meaning.negative), sorted(meaning.rating))
     histories = {user: history for user, history in found.items() if len(history.items) >= config.min_items}
     if not histories:
         most = max((len(history.items) for history in found.values()), default=0)

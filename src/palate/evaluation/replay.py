@@ -21,7 +21,7 @@ from torch import Tensor
 
 from palate.config import GateConfig
 from palate.data.dataset import Dataset
-from palate.data.episodes import History
+from palate.data.episodes import EventMeaning, History
 from palate.data.growing_history import GrowingHistory
 from palate.data.vocabulary import Vocabulary
 from palate.errors import ConfigError, DataError, ModelError
@@ -194,11 +194,13 @@ def replay(
                 f"replay: {name} has learned from events until {_shown(model.trained_until)}, the window begins at "
                 f"{_shown(since)}; train it on earlier events, or judge on later ones"
             )
-    negative = {tuple(sorted(model.config.negative_events)) for model in models.values()}
-    if len(negative) != 1:
-        raise ConfigError(f"negative_events differ between the models: {sorted(negative)}; train both with the same")
+    for setting in ("negative_events", "rating_events"):
+        found = {tuple(sorted(getattr(model.config, setting))) for model in models.values()}
+        if len(found) != 1:
+            raise ConfigError(f"{setting} differ between the models: {sorted(found)}; train both with the same")
+    meaning = next(iter(models.values())).config.meaning
     catalogue = Vocabulary(tuple(dict.fromkeys(name for model in models.values() for name in model.vocabulary.ids)))
-    steps = _steps(dataset.interactions, catalogue, negative.pop(), since, max_events, seed)
+    steps = _steps(dataset.interactions, catalogue, meaning, since, max_events, seed)
     ranks = np.stack(
         [_ranks(model, dataset, catalogue, steps) for model in models.values()] or [np.zeros(len(steps), np.int64)]
     )
@@ -226,7 +228,7 @@ class _Step(NamedTuple):
 def _steps(
     interactions: pl.DataFrame,
     catalogue: Vocabulary,
-    negative: Sequence[str],
+    meaning: EventMeaning,
     since: float,
     max_events: int,
     seed: int,
@@ -239,17 +241,20 @@ def _steps(
     total = counts["count"].to_numpy()[order].cumsum()
     drawn = counts["user_id"].gather(order[: max(1, int((total <= max_events).sum()))])
     events = events.filter(pl.col("user_id").is_in(drawn.implode())).with_columns(
-        seconds=pl.col("timestamp").dt.epoch("us") / 1e6, refuses=pl.col("event_type").is_in(list(negative))
+        seconds=pl.col("timestamp").dt.epoch("us") / 1e6,
+        refuses=pl.col("event_type").is_in(list(meaning.negative)),
+        rating=pl.when(pl.col("event_type").is_in(list(meaning.rating))).then("weight"),
     )
     steps = []
     for (user,), rows in events.group_by("user_id", maintain_order=True):
         known = GrowingHistory[int]()
         places = catalogue.index(rows["item_id"].to_list()).tolist()
-        for item, seconds, refuses in zip(places, rows["seconds"].to_list(), rows["refuses"].to_list(), strict=True):
+        columns = (rows[name].to_list() for name in ("seconds", "refuses", "rating"))
+        for item, seconds, refuses, rating in zip(places, *columns, strict=True):
             if seconds >= since and not refuses and not known.knows(item):
                 away = np.inf if known.last is None else seconds - known.last
                 steps.append(_Step(str(user), seconds, item, known.history(), away))
-            known.add(item, seconds, refuses=refuses)
+            known.add(item, seconds, refuses=refuses, rating=rating)
     return steps
 
 
@@ -275,7 +280,9 @@ def _translate(history: History, place: Int64[np.ndarray, "item"], returning: bo
     """A history in a model's own numbers, without the items that it does not know."""
     items, refused = place[history.items], place[history.refused]
     kept = items >= 0
-    return History(items[kept], history.times[kept], refused[refused >= 0], returning and bool(kept.any()))
+    ratings = None if history.ratings is None else history.ratings[kept]
+    returning = returning and bool(kept.any())
+    return History(items[kept], history.times[kept], refused[refused >= 0], returning, ratings)
 
 
 def _seen(histories: Sequence[History], num_items: int) -> Bool[np.ndarray, "user item"]:

@@ -113,7 +113,7 @@ def check_evaluation(learned: Dataset, split: Split, config: Config) -> None:
     """
     indexed = index_events(learned, config)
     check_newcomers(newcomers_of(indexed.histories, config)[1], config)
-    cold_histories(split, indexed.vocabulary, config.negative_events, config.evaluation)
+    cold_histories(split, indexed.vocabulary, config.meaning, config.evaluation)
 
 
 def evaluate_cold_items(model: Recommender, dataset: Dataset, split: Split, people: Newcomers) -> dict[str, Any] | None:
@@ -144,14 +144,8 @@ def evaluate_cold_items(model: Recommender, dataset: Dataset, split: Split, peop
         targets = sorted({place[item] for item, seconds in bought.get(user, []) if seconds >= moment})
         if targets:
             rows.append(row)
-            support = history.head(sizes[-1])
-            histories.append(
-                History(
-                    np.concatenate([support.items, columns[targets]]),
-                    np.concatenate([support.times, np.full(len(targets), moment)]),
-                    support.refused,
-                )
-            )
+            choices_to_come = History(columns[targets], np.full(len(targets), moment), history.refused[:0])
+            histories.append(history.head(sizes[-1]).then(choices_to_come))
     if not rows:
         return None
     judges = Newcomers(tuple(people.ids[row] for row in rows), tuple(histories), people.profiles[torch.tensor(rows)])

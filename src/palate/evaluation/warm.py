@@ -39,22 +39,18 @@ class Returning(NamedTuple):
 def returning_after(split: Split, model: Recommender) -> Returning | None:
     """Collect the people in training who choose enough new items that training knows; None where there are none."""
     trained = Vocabulary(model.vocabulary.ids[: model.num_trained])
-    negative = model.config.negative_events
+    negative, rating = model.config.negative_events, model.config.rating_events
     events = split.warm_user_events.filter(
         pl.col("item_id").is_in(list(trained.ids)) & ~pl.col("event_type").is_in(list(negative))
     )
     histories: dict[str, History] = {}
-    for user, later in build_histories(events, trained, negative).items():
+    for user, later in build_histories(events, trained, negative, rating).items():
         before = model.users.get(user)
         if before is None:  # whose only events before the cut say no
             continue
-        new = ~np.isin(later.items, before.items)
-        if new.sum() >= MIN_NEW_ITEMS:
-            histories[user] = History(
-                np.concatenate([before.items, later.items[new]]),
-                np.concatenate([before.times, later.times[new]]),
-                before.refused,
-            )
+        whole = before.then(later)
+        if len(whole.items) - len(before.items) >= MIN_NEW_ITEMS:
+            histories[user] = whole._replace(refused=before.refused)
     if not histories:
         return None
     profiles = torch.stack([model.profiles[user] for user in histories])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 from palate.errors import ConfigError
 from palate.ratings.biases import shrunk_biases, user_bias
@@ -265,8 +266,7 @@ def describe_content(content: Float[Tensor, "item content"], num_text: int) -> I
 
 
 def _units(rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-    length = rows.norm(dim=1, keepdim=True)
-    return torch.where(length > _ALIVE, rows / length.clamp_min(_ALIVE), 0.0)
+    return F.normalize(rows, dim=1, eps=_ALIVE)
 
 
 def _levels(values: Float[np.ndarray, "event"]) -> Float[np.ndarray, "level"]:

@@ -156,7 +156,7 @@ class ItemTable:
             raise DataError(f"events: one is at {late['timestamp'][0]}, after now ({moment}); leave it out")
         since = build_histories(log.filter(pl.col("item_id").is_in(self._ids)), self.vocabulary, negative_events)
         choices = self.no_choices(half_life)
-        choices.exchange({}, {user: _after(users.get(user, EMPTY_HISTORY), own) for user, own in since.items()})
+        choices.exchange({}, {user: users.get(user, EMPTY_HISTORY).then(own) for user, own in since.items()})
         return choices, (moment - datetime(1970, 1, 1)).total_seconds()
 
     def with_choices(
@@ -192,15 +192,3 @@ class ItemTable:
 
 def _joined(first: Items, second: Items) -> Items:
     return Items(*(torch.cat([one, other]) for one, other in zip(first, second, strict=True)))
-
-
-def _after(before: History, since: History) -> History:
-    """What a person chose in training and after it."""
-    if not len(before.items):
-        return since
-    new = ~np.isin(since.items, before.items)
-    return History(
-        np.concatenate([before.items, since.items[new]]),
-        np.concatenate([before.times, since.times[new]]),
-        since.refused,
-    )
