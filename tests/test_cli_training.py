@@ -52,8 +52,8 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def begun(*_: Any, **__: Any) -> None:
         pytest.fail("a costly step has begun")
 
-    monkeypatch.setattr("palate.pipeline.encode", begun)
-    monkeypatch.setattr("palate.pipeline.run_jobs", begun)
+    monkeypatch.setattr("palate.pipeline.training.encode", begun)
+    monkeypatch.setattr("palate.pipeline.members.run_jobs", begun)
 
 
 def assert_refused(result: Result, *says: str) -> None:

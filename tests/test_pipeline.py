@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,15 +12,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from palate.backbone.batches import inputs
 from palate.backbone.ensemble import Job, Trained, run_jobs
 from palate.backbone.run_state import RunState, save_run
 from palate.config import Config, RefitConfig
 from palate.data.catalog import Catalog, Profiles
 from palate.data.dataset import Dataset
+from palate.data.episodes import EMPTY_HISTORY
+from palate.data.event_log import from_histories
 from palate.data.splitting import temporal_split
 from palate.errors import ConfigError, DataError
 from palate.evaluation.few_shot import newcomers_after
-from palate.pipeline import newcomers_of, prepare, refit_training, split_newcomers, train
+from palate.meta.training import World, meta_train
+from palate.pipeline import train
+from palate.pipeline.members import refit_training
+from palate.pipeline.newcomers import deal, newcomers_of, split_newcomers, without
+from palate.pipeline.preparing import prepare
+from palate.pipeline.shared import alone, assemble
 from palate.progress import Reporter
 from palate.recommend import Recommender
 
@@ -46,36 +55,82 @@ def test_another_seed_or_setting_gives_another_model(model: Recommender, early_s
         replace(tiny, model=replace(tiny.model, dim=8)),
         replace(tiny, batches=replace(tiny.batches, window=1)),
         replace(tiny, negative_events=()),
-        replace(tiny, refit=RefitConfig(share=0.25)),
+        replace(tiny, num_members=3),
+        replace(tiny, refit=RefitConfig(share=0.0)),
     ]
-    assert len({model.model_id, *(train(early_shop, config).model_id for config in configs)}) == 7
+    assert len({model.model_id, *(train(early_shop, config).model_id for config in configs)}) == 8
 
 
-def test_everyones_members_go_on_from_those_that_met_the_newcomers(
-    early_shop: Dataset, tiny: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[Job], list[Trained]]]:
+    """What is trained from here on, one entry for members that are trained together."""
     seen: list[tuple[list[Job], list[Trained]]] = []
 
     def run(jobs: list[Job], workers: int, on_epoch: Callable[[float], None]) -> list[Trained]:
         seen.append((jobs, run_jobs(jobs, workers, on_epoch)))
         return seen[-1][1]
 
-    monkeypatch.setattr("palate.pipeline.run_jobs", run)
-    train(early_shop, replace(tiny, refit=RefitConfig(share=0.25)))
-    (first, trained), (second, _) = seen
-    others, _ = newcomers_of(prepare(early_shop, tiny).histories, tiny)
-    everyone = prepare(early_shop, tiny).histories
-    assert [len(job.histories) for job in first] == [len(others)] * tiny.num_members
-    assert [len(job.histories) for job in second] == [len(everyone)] * tiny.num_members
-    assert [job.training.num_epochs for job in second] == [1] * tiny.num_members
-    assert second[0].training.learning_rate == tiny.refit.rate * tiny.training.learning_rate
-    for job, before in zip(second, trained, strict=True):
+    monkeypatch.setattr("palate.pipeline.members.run_jobs", run)
+    return seen
+
+
+def test_each_member_is_trained_without_the_newcomers_whom_the_head_meets_with_it(
+    early_shop: Dataset, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, worlds = watch(monkeypatch), list[World]()
+
+    def listen(head: Any, params: Any, scorers: Any, met: list[World], *arguments: Any, **settings: Any) -> Any:
+        worlds.extend(met)
+        return meta_train(head, params, scorers, met, *arguments, **settings)
+
+    monkeypatch.setattr("palate.pipeline.head.meta_train", listen)
+    model = train(early_shop, tiny)
+    (jobs, trained), (again, last) = seen
+    prepared = prepare(early_shop, tiny)
+    everyone = prepared.histories
+    newcomers = newcomers_of(everyone, tiny)[1]
+    folds = deal(newcomers, tiny.num_members)
+    assert len(folds) == len(worlds) == tiny.num_members == 2
+    assert sorted(user for fold in folds for user in fold) == sorted(newcomers)
+    for member, (job, fold, world) in enumerate(zip(jobs, folds, worlds, strict=True)):
+        met = {tuple(history.items) for history in job.histories}
+        assert len(job.histories) == len(everyone) - len(fold)
+        assert met == {tuple(history.items) for history in without(everyone, fold).values()}
+        # The people of the world are those of the fold, and what it says of the items is that member's alone.
+        people = sum(len(episodes.user.unique()) for episodes in (world.train, world.validation))
+        assert people == len(fold)
+        dim, other = tiny.model.dim, 1 - member
+        assert world.items.vectors[:, member * dim : (member + 1) * dim].any()
+        assert not world.items.vectors[:, other * dim : (other + 1) * dim].any()
+        assert not world.train.support.state[:, other * dim : (other + 1) * dim].any()
+        torch.testing.assert_close(world.items.bias, trained[member].weights["items.bias"])
+    # Then they go on to everyone, from those weights and for less time, and serve.
+    for job, before, after, served in zip(again, trained, last, model.backbone.models(), strict=True):
+        assert len(job.histories) == len(everyone)
+        assert (job.training.num_epochs, job.training.learning_rate) == (1, tiny.training.learning_rate)
         assert job.start is not None
         assert all(torch.equal(job.start[name], value) for name, value in before.weights.items())
+        assert torch.equal(served.items.bias, after.weights["items.bias"])
     seen.clear()
+    train(early_shop, replace(tiny, refit=RefitConfig(share=0.0)))
+    assert len(seen) == 1, "without a refit they serve as they are"
+
+
+def test_what_a_newcomer_did_reaches_only_the_members_of_other_folds(
+    early_shop: Dataset, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another past for one newcomer, of as many events: the member of that fold is the same, the other is not."""
+    seen = watch(monkeypatch)
     train(early_shop, tiny)
-    _, (anew, _) = seen
-    assert all(job.start is None and job.training == tiny.training for job in anew)
+    folds = deal(newcomers_of(prepare(early_shop, tiny).histories, tiny)[1], 2)
+    someone = next(iter(folds[0]))
+    theirs = pl.col("user_id") == someone
+    turned = early_shop.interactions.filter(theirs)
+    turned = turned.with_columns(item_id=turned["item_id"].reverse())
+    log = pl.concat([early_shop.interactions.filter(~theirs), turned]).sort("timestamp", maintain_order=True)
+    train(replace(early_shop, interactions=log), tiny)
+    (_, before), _, (_, after), _ = seen
+    assert all(torch.equal(value, after[0].weights[name]) for name, value in before[0].weights.items())
+    assert any(not torch.equal(value, after[1].weights[name]) for name, value in before[1].weights.items())
 
 
 @pytest.mark.parametrize("bad", [{"share": -0.1}, {"share": 1.1}, {"rate": 0.0}, {"rate": 2.0}])
@@ -83,6 +138,49 @@ def test_a_bad_refit_is_named(bad: dict[str, float]) -> None:
     (name,) = bad
     with pytest.raises(ConfigError, match=rf"refit\.{name} is"):
         RefitConfig(**bad)
+
+
+def test_one_member_has_all_newcomers_for_its_fold(
+    early_shop: Dataset, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch(monkeypatch)
+    train(early_shop, replace(tiny, num_members=1))
+    histories = prepare(early_shop, tiny).histories
+    [[first], [last]] = [jobs for jobs, _ in seen]
+    assert len(first.histories) == len(newcomers_of(histories, tiny)[0])
+    assert len(last.histories) == len(histories)
+
+
+def test_few_newcomers_are_the_folds_of_some_members(tiny: Config) -> None:
+    people = {f"user-{number}": EMPTY_HISTORY for number in range(8)}
+    assert [len(fold) for fold in deal(people, 4)] == [4, 4]
+    assert [len(fold) for fold in deal(dict(list(people.items())[:3]), 4)] == [3]
+    assert [len(fold) for fold in deal(people, 1)] == [8]
+
+
+def test_a_member_that_speaks_alone_says_what_it_says_as_the_only_one(
+    early_shop: Dataset, tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watch(monkeypatch)
+    train(early_shop, tiny)
+    (_, trained), _ = seen
+    prepared = prepare(early_shop, tiny)
+    content = prepared.content[:, :4]
+    both = assemble(trained, prepared.histories, prepared, content, tiny, 0.0)
+    single = replace(tiny, num_members=1)
+    people = list(prepared.histories.values())[:5]
+    profiles = torch.stack(list(prepared.profiles.values())[:5])
+    for member in (0, 1):
+        only = assemble(trained[member : member + 1], prepared.histories, prepared, content, single, 0.0)
+        backbone, items = alone(both, member, tiny)
+        read = inputs(from_histories(people), tiny.model.max_events)._replace(profiles=profiles)
+        with torch.no_grad():
+            said = backbone.last_states(read, items.vectors) @ items.vectors.T + items.bias
+            expected = only.backbone.last_states(read, only.items.vectors) @ only.items.vectors.T + only.items.bias
+        torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-4)
+        # Its features compare items as those of the only one do; what is left over is zero.
+        kernel, other = (part.features @ part.features.T for part in (items, only.items))
+        torch.testing.assert_close(kernel, other, rtol=1e-3, atol=1e-3)
 
 
 def test_members_that_read_ratings_see_them_everywhere(
@@ -168,7 +266,9 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
 
         return save
 
-    total = tiny.num_members * (tiny.training.num_epochs + refit_training(tiny).num_epochs)
+    again = refit_training(tiny)
+    assert again is not None
+    total = tiny.num_members * (tiny.training.num_epochs + again.num_epochs)
     for stop in (1, total - 2):  # in the first member, then in the last
         monkeypatch.setattr("palate.backbone.training_run.save_run", stop_after(stop))
         with pytest.raises(KeyboardInterrupt):

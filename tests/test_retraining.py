@@ -23,7 +23,10 @@ from palate.errors import ConfigError, DataError
 from palate.evaluation.replay import compare, replay
 from palate.meta.quality import MIN_USERS, Quality
 from palate.meta.training import meta_train
-from palate.pipeline import make_jobs, newcomers_since, prepare, retraining_jobs, train
+from palate.pipeline import train
+from palate.pipeline.members import make_job, retraining_jobs
+from palate.pipeline.newcomers import newcomers_since
+from palate.pipeline.preparing import prepare
 from palate.recommend import Recommender
 
 UNTIL = datetime(2024, 1, 1) + timedelta(days=172)
@@ -233,13 +236,13 @@ def test_only_people_whom_the_served_model_has_never_seen_play_the_newcomer(
     # They meet the served model itself: nothing that was trained on them takes part.
     met = []
 
-    def listen(head: Any, params: Any, items: Any, *arguments: Any, **settings: Any) -> Any:
-        met.append((params, items))
-        return meta_train(head, params, items, *arguments, **settings)
+    def listen(head: Any, params: Any, scorers: Any, worlds: Any, *arguments: Any, **settings: Any) -> Any:
+        met.append((params, worlds))
+        return meta_train(head, params, scorers, worlds, *arguments, **settings)
 
-    monkeypatch.setattr("palate.pipeline.meta_train", listen)
+    monkeypatch.setattr("palate.pipeline.head.meta_train", listen)
     train(later_shop, again, start=model)
-    [(params, items)] = met
+    [(params, [(items, _, _)])] = met
     assert params is model.params
     assert torch.equal(items.features, model.items.features[: model.num_trained])
     assert torch.equal(items.vectors, model.items.vectors[: model.num_trained])
@@ -321,9 +324,10 @@ def test_another_world_is_no_continuation(model: Recommender, later_shop: Datase
 
 def test_a_job_without_a_start_is_known_by_what_it_was_before(early_shop: Dataset, tiny: Config) -> None:
     prepared = prepare(early_shop, tiny)
-    jobs = make_jobs("everyone", prepared.histories, prepared, tiny, tiny.training)
-    assert [type(job) for job in jobs] == [Job] * tiny.num_members
-    assert all(job.start is None and job.training == tiny.training for job in jobs)
+    job = make_job("everyone", 0, prepared.histories, prepared, tiny)
+    assert isinstance(job, Job)
+    assert job.start is None
+    assert job.training == tiny.training
 
 
 @pytest.mark.parametrize(

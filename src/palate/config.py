@@ -102,12 +102,11 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class RefitConfig:
-    """How the members go on to everyone, after those who play newcomers were kept from them."""
+    """How each member goes on to everyone, after it has met the newcomers who were kept from it."""
 
-    share: float = 0.0
-    """Passes over all events, from the weights that met the newcomers, as a share of training.num_epochs and at least
-    one: less time for slightly poorer lists. 0: from random weights, for all of training.num_epochs."""
-    rate: float = 0.5
+    share: float = 0.3
+    """Passes over all events, as a share of training.num_epochs and at least one; 0: the members serve as they are."""
+    rate: float = 1.0
     """Peak learning rate of these passes, as a share of training.learning_rate."""
 
     def __post_init__(self) -> None:
@@ -189,6 +188,9 @@ class Config:
     """How item texts become vectors."""
     attributes: AttributeConfig = field(default_factory=lambda: AttributeConfig(numeric="log-standard"))
     """How other attributes, of items and of people, become numbers."""
+    backbone: str | None = None
+    """Folder of a model that `palate pretrain` has trained: it is the shared model then, as it is, and brings the
+    settings of `model` with it. None: the members are trained here."""
     num_members: int = 2
     """Shared models trained from different seeds and scored together."""
     model: SequenceModelConfig = field(
@@ -218,7 +220,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How the model is judged."""
     refit: RefitConfig = field(default_factory=RefitConfig)
-    """How the members go on to everyone."""
+    """How each member goes on to everyone."""
     retraining: RetrainingConfig = field(default_factory=RetrainingConfig)
     """How training goes on from a served model."""
     gate: GateConfig = field(default_factory=GateConfig)

@@ -10,6 +10,7 @@ need nothing.
 
 import hashlib
 import json
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceMod
 from palate.backbone.training_config import TrainingConfig
 from palate.backbone.warm_start import grow_model, transfer_model
 from palate.config import _build as build_settings
+from palate.data.episodes import is_held_out
 from palate.data.event_log import EventLog, open_events, write_events
 from palate.data.files import write_atomically
 from palate.data.vocabulary import Vocabulary
@@ -94,6 +96,10 @@ class Pretrained(NamedTuple):
     """What the numbers of the kinds of events mean."""
     history: tuple[EpochRecord, ...]
     """How training went, an entry an epoch."""
+    held_out: float = 0.0
+    """Share of the people who were kept from it; see `palate.data.episodes.is_held_out`."""
+    until: float = math.inf
+    """When the last event happened that it has learned from, in seconds since 1970-01-01."""
     quality: Mapping[str, Any] | None = None
     """How good the model is at the next item; see `palate.scorers.next_item`. None: too few people to say."""
 
@@ -103,17 +109,28 @@ def write_log(
     folder: str | Path,
     content: Mapping[str, Float32[np.ndarray, "content"]] | None = None,
     profiles: Mapping[str, Float32[np.ndarray, "profile"]] | None = None,
+    *,
+    held_out: float = 0.0,
 ) -> EventLog:
     """Write validated interactions (see `palate.validate_interactions`) as flat columns, people and items by their ids.
 
     Event types become kinds, in the order of their names. `content` gives each item's features, such as the vector of
-    its text; `profiles` each person's, which a model of this log then reads.
+    its text; `profiles` each person's, which a model of this log then reads. A share `held_out` of the people is left
+    out, by their ids: whatever is learned above a model of this log can meet them as people whom it has not seen.
 
     Raises:
-        DataError: there are more than 255 event types, an item without content or a person without a profile, or the
-            folder cannot be written.
+        ConfigError: a share that is not from 0 to below 1.
+        DataError: nobody is left, there are more than 255 event types, an item without content or a person without a
+            profile, or the folder cannot be written.
     """
     folder = Path(folder)
+    if not 0 <= held_out < 1:
+        raise ConfigError(f"held_out is {held_out}; it must be at least 0 and below 1")
+    if held_out:
+        left_out = [user for user in interactions["user_id"].unique() if is_held_out(user, held_out)]
+        interactions = interactions.filter(~pl.col("user_id").is_in(left_out))
+        if interactions.is_empty():
+            raise DataError(f"events: everybody is left out with held_out = {held_out}; lower it")
     kinds = interactions["event_type"].unique().sort().to_list()
     if len(kinds) > 255:
         raise DataError(f"events: {len(kinds)} event types; at most 255 can be told apart; merge some")
@@ -145,7 +162,9 @@ def write_log(
     (folder / "content.safetensors").unlink(missing_ok=True)
     if table is not None:
         write_atomically(folder / "content.safetensors", save({"content": torch.from_numpy(table)}))
-    write_atomically(folder / "names.json", json.dumps({"items": items, "kinds": kinds}).encode())
+    until = float(rows["seconds"].max() or 0.0)  # type: ignore[arg-type]
+    names = {"items": items, "kinds": kinds, "held_out": held_out, "until": until}
+    write_atomically(folder / "names.json", json.dumps(names).encode())
     return log
 
 
@@ -258,6 +277,7 @@ def work(events: str, folder: str, settings: dict[str, Any], start: str | None, 
         model = (transfer_model if transfer else grow_model)(older.model, catalogue).train()
     page: dict[str, Any] = {"format": _FORMAT, "settings": settings, "items": list(items), "kinds": names["kinds"]}
     page["profile_features"] = _profile_width(log)
+    page |= _unseen(names, older)
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     _claim(Path(folder), _identity(config, items, log, content, start, transfer), first)
     result = train(
@@ -276,6 +296,14 @@ def work(events: str, folder: str, settings: dict[str, Any], start: str | None, 
         write_atomically(Path(folder) / "model.json", json.dumps(page).encode())
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # nobody reads the model before it is there
+
+
+def _unseen(names: Mapping[str, Any], older: Pretrained | None) -> dict[str, float]:
+    """Whom the model has not seen, and whom the one that it goes on from has not."""
+    held_out, until = names.get("held_out", 0.0), names.get("until", math.inf)
+    if older is not None:
+        held_out, until = min(held_out, older.held_out), max(until, older.until)
+    return {"held_out": held_out, "until": until}
 
 
 def _print_epoch(record: EpochRecord) -> None:
@@ -305,6 +333,8 @@ def load_model(folder: str | Path) -> Pretrained:
         items,
         tuple(page["kinds"]),
         tuple(EpochRecord(**record) for record in page["history"]),
+        page.get("held_out", 0.0),
+        page.get("until", math.inf),
         page.get("quality"),
     )
 

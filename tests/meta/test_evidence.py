@@ -126,7 +126,8 @@ class TestFeatures:
         taste = (torch.arange(20) >= 10).float()[:, None]
         content = torch.cat([taste, 1 - taste, 0.1 * torch.randn(20, 2, generator=generator)], 1)
         vectors = torch.randn(20, 3, generator=generator)
-        features, space = fit_features(people, content, vectors, EvidenceConfig(rank=8, content_penalty=0.1))
+        config = EvidenceConfig(rank=8, content_penalty=0.1)
+        features, space = fit_features(fit_evidence(people, 20, config), content, vectors, config)
         return features, content, vectors, space
 
     def test_blocks_are_evidence_content_and_backbone(self) -> None:

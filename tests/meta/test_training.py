@@ -22,6 +22,7 @@ from palate.meta.training import (
     Episodes,
     MetaConfig,
     MetaResult,
+    World,
     find_start,
     make_episodes,
     meta_train,
@@ -99,7 +100,7 @@ def run(name: str, config: MetaConfig = CONFIG, seed: int = 0, shift: int = 0) -
     config = replace(config, learner=name)
     if LEARNERS[name].by_feature and config.num_steps == CONFIG.num_steps:  # starts from nothing on each feature
         config = replace(config, num_steps=5 * config.num_steps, validate_every=5 * config.validate_every)
-    return start, meta_train(head_of(name), start, items, no_scorers(), train, validation, config, seed=seed)
+    return start, meta_train(head_of(name), start, no_scorers(), [World(items, train, validation)], config, seed=seed)
 
 
 class TestStart:
@@ -117,21 +118,23 @@ class TestStart:
             return made._replace(support=made.support._replace(state=state), profile=made.profile._replace(state=state))
 
         head, start, train = head_of("ridge"), make_params("ridge", items), tasks(40, 1)
-        found = find_start(head, start, items, no_scorers(), train, seed=0)
+        found = find_start(head, start, no_scorers(), [World(items, train, train)], seed=0)
         assert found["popularity"] < 0.5 * start["popularity"]
         assert (found["gates"][1, 0] < start["gates"][1, 0]) or torch.equal(found["gates"], start["gates"])
-        before, after = (validate(head, params, items, no_scorers(), tasks(24, 2)) for params in (start, found))
+        worlds = [World(items, train, tasks(24, 2))]
+        before, after = (validate(head, params, no_scorers(), worlds) for params in (start, found))
         assert after > before + 0.05
         untouched = {"gates", "popularity"}
         assert all(found[name] is start[name] for name in start if name not in untouched)
         train_first = replace(CONFIG, learner="ridge", search_start=True, num_steps=1, validate_every=1)
-        result = meta_train(head, start, items, no_scorers(), train, tasks(24, 2), train_first, seed=0)
+        result = meta_train(head, start, no_scorers(), worlds, train_first, seed=0)
         assert result.validation[0][1] == pytest.approx(after, abs=1e-12)
 
     def test_without_evidence_against_it_the_usual_start_stays(self) -> None:
         items = make_items()._replace(popularity=torch.zeros(NUM_ITEMS))
         start = make_params("ridge", items)
-        assert find_start(head_of("ridge"), start, items, no_scorers(), make_tasks(items, 40, seed=1), seed=0) is start
+        tasks = make_tasks(items, 40, seed=1)
+        assert find_start(head_of("ridge"), start, no_scorers(), [World(items, tasks, tasks)], seed=0) is start
 
 
 @EVERY_LEARNER
@@ -143,10 +146,9 @@ class TestEveryLearner:
         assert best > result.validation[0][1] + 0.05
         items = make_items()
         head, validation = head_of(name), make_tasks(items, 24, seed=2)
-        assert validate(head, result.params, items, no_scorers(), validation) == pytest.approx(best, abs=1e-12)
-        assert validate(head, start, items, no_scorers(), validation) == pytest.approx(
-            result.validation[0][1], abs=1e-12
-        )
+        worlds = [World(items, validation, validation)]
+        assert validate(head, result.params, no_scorers(), worlds) == pytest.approx(best, abs=1e-12)
+        assert validate(head, start, no_scorers(), worlds) == pytest.approx(result.validation[0][1], abs=1e-12)
 
     def test_more_of_a_taste_never_hurts(self, name: str) -> None:
         # Only the features say anything here; every size is asked for the same items.
@@ -195,7 +197,8 @@ class TestEveryLearner:
         values = [value for _, value in result.validation]
         assert [step for step, _ in result.validation] in ([0, 10, 20, 30], [0, 50, 100, 150])
         assert values[-1] < max(values)
-        again = validate(head_of(name), result.params, items, no_scorers(), make_tasks(items, 24, seed=2))
+        tasks = make_tasks(items, 24, seed=2)
+        again = validate(head_of(name), result.params, no_scorers(), [World(items, tasks, tasks)])
         assert again == pytest.approx(max(values), abs=1e-12)
         if values[0] == max(values):
             kept = [key for key in start if not key.startswith("fixed.learner.class.")]
@@ -214,10 +217,8 @@ class TestEveryLearner:
             meta_train(
                 head_of(name),
                 make_params(name, items),
-                broken,
                 no_scorers(),
-                tasks,
-                tasks,
+                [World(broken, tasks, tasks)],
                 replace(CONFIG, learner=name),
                 seed=0,
             )
@@ -229,14 +230,14 @@ def test_parameters_whose_lists_mislead_are_returned_and_called_worse_than_chanc
     train, validation = make_tasks(items, 40, seed=1), make_tasks(items, 30, seed=2, sizes=(3, 6), shift=1)
     config = replace(CONFIG, num_steps=2, validate_every=1)
     start, head = make_params("ridge", items), head_of("ridge")
-    result = meta_train(head, start, items, no_scorers(), train, validation, config, seed=0)
+    result = meta_train(head, start, no_scorers(), [World(items, train, validation)], config, seed=0)
     assert result.quality is not None
     assert result.quality.verdict == "worse"
     assert result.quality.num_users == 30, "people, not episodes"
     assert result.quality.ndcg < result.quality.random
     # The same lists for five people are no evidence.
     few = make_tasks(items, 5, seed=2, sizes=(3, 6), shift=1)
-    found = meta_train(head, start, items, no_scorers(), train, few, config, seed=0).quality
+    found = meta_train(head, start, no_scorers(), [World(items, train, few)], config, seed=0).quality
     assert found is not None
     assert found.verdict == "inconclusive"
 
@@ -264,12 +265,46 @@ def test_what_goes_with_what_is_weighed_by_what_it_is_worth() -> None:
     layout = Layout(torch.zeros(NUM_FEATURES), torch.ones(NUM_FEATURES), torch.zeros(NUM_FEATURES), 2)
     start = head.params(layout, items)
     assert not start["scorers.weight"].any()
-    result = meta_train(head, start, items, scorers, train, validation, CONFIG, seed=0)
+    result = meta_train(head, start, scorers, [World(items, train, validation)], CONFIG, seed=0)
     assert result.validation[-1][1] > result.validation[0][1] + 0.3
     scores = score_supports(head, result.params, items, scorers, validation.profile, validation.support, validation.log)
     large = validation.size.numpy() >= 3
     ranked = top_k(np.where(validation.seen.numpy(), -np.inf, scores), 5)[large]
     assert ndcg_at_k(ranked, validation.relevant.numpy()[large]).mean() > 0.9
+
+
+def test_worlds_are_one_world_where_they_say_the_same() -> None:
+    items = make_items()
+    train, validation, head = make_tasks(items, 40, seed=1), make_tasks(items, 24, seed=2), head_of("ridge")
+    start, everyone = make_params("ridge", items), torch.arange(len(train.size))
+    even, odd = (everyone[train.user % 2 == part] for part in (0, 1))
+    judged = torch.arange(len(validation.size))
+    halves = [
+        World(items, take(train, even), take(validation, judged[validation.user % 2 == 0])),
+        World(items, take(train, odd), take(validation, judged[validation.user % 2 == 1])),
+    ]
+    whole = validate(head, start, no_scorers(), [World(items, train, validation)])
+    assert validate(head, start, no_scorers(), halves) == pytest.approx(whole, abs=1e-9)
+    one = meta_train(head, start, no_scorers(), [World(items, train, validation)], CONFIG, seed=0)
+    two = meta_train(head, start, no_scorers(), halves, CONFIG, seed=0)
+    assert two.validation[-1][1] == pytest.approx(one.validation[-1][1], abs=0.05)
+    assert two.quality is not None
+    assert two.quality.num_users == 24
+
+
+def test_each_world_is_met_on_its_own_scale() -> None:
+    """What doubles the vectors, the states or the features of a world changes no list: terms count by their spread."""
+    items = make_items()
+    train, validation, head = make_tasks(items, 40, seed=1), make_tasks(items, 24, seed=2), head_of("ridge")
+    start = make_params("ridge", items)
+    louder = items._replace(vectors=8 * items.vectors, bias=8 * items.bias)
+    worlds = [World(items, train, validation), World(louder, train, validation)]
+    alone = validate(head, start, no_scorers(), worlds[:1])
+    assert validate(head, start, no_scorers(), worlds[1:]) == pytest.approx(alone, abs=1e-6)
+    result = meta_train(head, start, no_scorers(), worlds, CONFIG, seed=0)
+    for name, value in start.items():
+        if name.startswith("fixed."):
+            assert torch.equal(result.params[name], value), name
 
 
 def test_every_support_size_is_drawn_as_often() -> None:
@@ -286,7 +321,8 @@ def test_every_support_size_is_drawn_as_often() -> None:
 
         patch.setattr("palate.meta.training.take", watched)
         config = replace(CONFIG, num_steps=200, batch_size=6, validate_every=200)
-        meta_train(head_of("ridge"), make_params("ridge", items), items, no_scorers(), tasks, tasks, config, seed=0)
+        worlds = [World(items, tasks, tasks)]
+        meta_train(head_of("ridge"), make_params("ridge", items), no_scorers(), worlds, config, seed=0)
     shares = np.array([drawn.count(size) for size in (0, 1, 3)]) / len(drawn)
     assert np.abs(shares - 1 / 3).max() < 0.08
 
@@ -295,10 +331,9 @@ def test_a_nan_in_the_training_people_names_the_first_step() -> None:
     items = make_items()
     train, validation = make_tasks(items, 8, seed=0), make_tasks(items, 8, seed=1)
     train.support.state[:] = torch.nan
+    worlds = [World(items, train, validation)]
     with pytest.raises(NumericalError, match="meta-training of ridge: the loss became nan at step 1; lower"):
-        meta_train(
-            head_of("ridge"), make_params("ridge", items), items, no_scorers(), train, validation, CONFIG, seed=0
-        )
+        meta_train(head_of("ridge"), make_params("ridge", items), no_scorers(), worlds, CONFIG, seed=0)
 
 
 def test_the_first_losses_are_the_mean_over_episodes() -> None:
@@ -308,7 +343,13 @@ def test_the_first_losses_are_the_mean_over_episodes() -> None:
     config = MetaConfig(num_steps=2, batch_size=999, learning_rate=1e-9, validate_every=2)
     looks: list[tuple[int, int, float]] = []
     result = meta_train(
-        head, start, items, no_scorers(), tasks, tasks, config, seed=0, on_step=lambda *look: looks.append(look)
+        head,
+        start,
+        no_scorers(),
+        [World(items, tasks, tasks)],
+        config,
+        seed=0,
+        on_step=lambda *look: looks.append(look),
     )
     one_by_one = []
     for row in range(len(tasks.size)):
@@ -337,7 +378,7 @@ def test_validation_is_the_mean_over_sizes_of_the_mean_over_people() -> None:
         torch.arange(4),
         from_histories(histories),
     )
-    value = validate(head_of("ridge"), make_params("ridge", items), items, no_scorers(), tasks)
+    value = validate(head_of("ridge"), make_params("ridge", items), no_scorers(), [World(items, tasks, tasks)])
     assert value == pytest.approx((1 + 1 / np.log2(3)) / 2)
 
 
@@ -381,9 +422,10 @@ class TestMakeEpisodes:
         # The members' vectors, as long as the states that are scored with them.
         self.items = self.items._replace(vectors=self.vectors, bias=torch.zeros(NUM_ITEMS))
         params = head.params(layout, self.items)
-        whole = validate(head, params, self.items, no_scorers(), episodes)
+        worlds = [World(self.items, episodes, episodes)]
+        whole = validate(head, params, no_scorers(), worlds)
         monkeypatch.setattr("palate.meta.training._CELLS_AT_ONCE", 2 * NUM_ITEMS)
-        assert validate(head, params, self.items, no_scorers(), episodes) == pytest.approx(whole, abs=1e-6)
+        assert validate(head, params, no_scorers(), worlds) == pytest.approx(whole, abs=1e-6)
 
     def test_what_is_before_the_cut_is_support_and_the_rest_is_relevant(self) -> None:
         episodes = self.make((2,))

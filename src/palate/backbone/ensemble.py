@@ -6,6 +6,7 @@ least is known of a person.
 """
 
 import contextlib
+import copy
 import multiprocessing
 import queue
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from palate.backbone.batches import Batch, BatchConfig, BatchSource
 from palate.backbone.engine import train
 from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
+from palate.backbone.warm_start import content_width
 from palate.data.episodes import History
 from palate.data.event_log import from_histories
 from palate.errors import ModelError
@@ -42,6 +44,23 @@ class Ensemble(nn.Module):
         super().__init__()
         self.config = config
         self.members = nn.ModuleList(SequenceModel(config, catalogue, num_profile_features) for _ in range(num_members))
+        self._speaking = tuple(range(num_members))
+
+    def alone(self, member: int) -> "Ensemble":
+        """The same members, of which only one speaks: what the others say is zero, in vectors, biases and states."""
+        other = copy.copy(self)
+        other._speaking = (member,)
+        return other
+
+    @property
+    def num_content_features(self) -> int:
+        """The first so many features of an item's content are read."""
+        return content_width(self.models()[0])
+
+    @property
+    def num_profile_features(self) -> int:
+        """Features of a person that are read: all, or none."""
+        return len(self.models()[0].profile)
 
     def models(self) -> list[SequenceModel]:
         """The members, in the order of their parts of a vector."""
@@ -49,19 +68,22 @@ class Ensemble(nn.Module):
 
     def item_vectors(self) -> Float[Tensor, "item dim"]:
         """Vectors of the items in training, member after member."""
-        return torch.cat([member.items.all() for member in self.models()], 1)
+        return self._joined(lambda place, member: member.items.all())
 
     def item_bias(self) -> Float[Tensor, "item"]:
         """Summed item biases."""
-        return torch.stack([member.items.bias for member in self.models()]).sum(0)
+        return torch.stack([self.models()[place].items.bias for place in self._speaking]).sum(0)
 
     def encode_new(self, content: Float[Tensor, "item content"]) -> Float[Tensor, "item dim"]:
-        """Vectors of items that training has never seen.
+        """Vectors of items that training has never seen; zeros where the members know items by their ids alone.
 
         Raises:
-            DataError: the members were trained with another number of content features.
+            DataError: the members were trained with more content features.
         """
-        return torch.cat([member.items.encode_new(content) for member in self.models()], 1)
+        if self.num_content_features == 0:
+            return torch.zeros(len(content), len(self.members) * self.config.dim)
+        read = content[:, : self.num_content_features]
+        return self._joined(lambda place, member: member.items.encode_new(read))
 
     def states(self, batch: Batch, vectors: Float[Tensor, "item dim"]) -> Float[Tensor, "user position dim"]:
         """States at every position, member after member; `vectors` are those of all items that the batch names.
@@ -70,7 +92,7 @@ class Ensemble(nn.Module):
             DataError: the batch lacks a column that the members read, or is wider than max_events.
         """
         read = torch.split(vectors[batch.items], self.config.dim, dim=-1)
-        return torch.cat([member.states(batch, part) for member, part in zip(self.models(), read, strict=True)], -1)
+        return self._joined(lambda place, member: member.states(batch, read[place]))
 
     def last_states(self, batch: Batch, vectors: Float[Tensor, "item dim"]) -> Float[Tensor, "user dim"]:
         """The state after each person's last event.
@@ -81,6 +103,32 @@ class Ensemble(nn.Module):
         lengths = batch.mask.sum(1)
         return self.states(batch, vectors)[torch.arange(len(lengths)), lengths]
 
+    def _joined(self, part: Callable[[int, SequenceModel], Tensor]) -> Tensor:
+        """What the members say side by side along the last axis; zeros for those that do not speak."""
+        models = self.models()
+        said = {place: part(place, models[place]) for place in self._speaking}
+        nothing = torch.zeros_like(said[self._speaking[0]])
+        return torch.cat([said.get(place, nothing) for place in range(len(models))], -1)
+
+
+def load_members(
+    config: SequenceModelConfig,
+    weights: Sequence[Mapping[str, Any]],
+    content: Float[Tensor, "item content"] | None,
+    num_items: int,
+) -> Ensemble:
+    """Put trained members together, in evaluation mode.
+
+    `content` is that of the items in training. The members read its first features, as many as they were trained with.
+    """
+    project = weights[0].get("items.project.weight")
+    read = None if project is None or content is None else content[:, : project.shape[1]]
+    catalogue = Catalogue(torch.zeros(num_items, dtype=torch.int64), read)
+    ensemble = Ensemble(config, len(weights), catalogue, len(weights[0]["profile"]))
+    for member, theirs in zip(ensemble.models(), weights, strict=True):
+        member.load_state_dict(theirs)
+    return ensemble.eval()
+
 
 class Job(NamedTuple):
     """One member to train; everything that it depends on."""
@@ -90,6 +138,7 @@ class Job(NamedTuple):
     batches: BatchConfig
     training: TrainingConfig
     content: Float[Tensor, "item content"]
+    """Without columns: items have their ids alone."""
     histories: Sequence[History]
     profiles: Float[Tensor, "user profile"]
     seed: int
@@ -118,7 +167,8 @@ def run_job(job: Job, on_epoch: Callable[[float], None]) -> Trained:
     log = from_histories(job.histories, rated=job.model.rated)
     counts = np.bincount(log.items, minlength=len(job.content))
     torch.manual_seed(job.seed)
-    model = SequenceModel(job.model, Catalogue(torch.from_numpy(counts), job.content), job.profiles.shape[1])
+    content = job.content if job.content.shape[1] else None
+    model = SequenceModel(job.model, Catalogue(torch.from_numpy(counts), content), job.profiles.shape[1])
     if job.start is not None:
         model.load_state_dict(job.start)
     result = train(
@@ -129,6 +179,8 @@ def run_job(job: Job, on_epoch: Callable[[float], None]) -> Trained:
         folder=job.folder,
         on_epoch=lambda record: on_epoch(record.loss),
     )
+    if job.batches.first_tile:  # nobody was read from the middle on: who is now begins as everyone did
+        model.resume.data.copy_(model.start.data)
     return Trained(model.state_dict(), tuple(record.loss for record in result.history))
 
 

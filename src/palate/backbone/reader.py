@@ -58,7 +58,7 @@ class Reader:
             raise DataError("the model reads kinds and the events have none; give them, or train without")
         recent = history.tail(config.max_events)
         first = self._start if len(recent.items) == len(history.items) else self._resume
-        if len(profile):
+        if self._profile.shape[1]:
             first = first + (profile @ self._profile)[:, None]
         x = first
         if len(recent.items):

@@ -81,6 +81,9 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Folder of checkpoints: an interrupted run goes on from there.")
     ] = None,
+    backbone: Annotated[
+        Path | None, typer.Option(help="Folder of a model that `palate pretrain` has trained: the shared model.")
+    ] = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,6 +96,8 @@ def train(
     rank worse than chance on people held out is saved too, does not become the current one, and gives exit code 2.
     """
     settings = read_config(config)
+    if backbone is not None:
+        settings = replace(settings, backbone=str(backbone.resolve()))
     folder = out or _model_folder(config.stem)
     results = _train_and_judge(settings, config.parent, folder, report, workers, as_json, resume)
     if as_json:
@@ -267,6 +272,8 @@ def _train_and_judge(
     reporter = _reporter(as_json)
     if base is not None:
         config = replace(config, data=_absolute(config.data, base))
+        if config.backbone is not None:
+            config = replace(config, backbone=str((base / config.backbone).resolve()))
     dataset = _open(config.data, None, reporter)
     cut = config.evaluation.cut
     learned = dataset

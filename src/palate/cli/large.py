@@ -105,6 +105,10 @@ def events(
     text: Annotated[
         str | None, typer.Option(help="Column of the items that is read as content (default: title).")
     ] = None,
+    held_out: Annotated[
+        float,
+        typer.Option(help="Share of the people to leave out, so that `palate train --backbone` has newcomers."),
+    ] = 0.05,
     as_json: JsonOption = False,
 ) -> None:
     """Write events as flat columns that training maps into memory, with the items' texts encoded."""
@@ -119,7 +123,7 @@ def events(
         require_columns(catalogue, (text,), source=str(items))
         vectors = encode_texts(catalogue[text].cast(pl.String).fill_null("").to_list(), TextConfig())
         content = dict(zip(catalogue["item_id"].to_list(), vectors.numpy(), strict=True))
-    written = write_log(interactions, out, content)
+    written = write_log(interactions, out, content, held_out=held_out)
     num_items = int(written.items.max()) + 1
     if as_json:
         counts = {"events": len(written), "people": written.num_users, "items": num_items, "folder": str(out)}

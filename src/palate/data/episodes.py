@@ -5,6 +5,7 @@ nothing to it. Events that say no (a cancelled order, a dislike) are kept apart.
 its first N items: those are the support, and all later ones are what a list should have held.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -143,6 +144,11 @@ def purchase_matrix(histories: Iterable[History], num_items: int) -> Float32[np.
     for row, history in enumerate(rows):
         matrix[row, history.items] = 1.0
     return matrix
+
+
+def is_held_out(user: str, share: float) -> bool:
+    """Whether a person is among the share that is kept from a training, whatever the log: their id alone decides."""
+    return int.from_bytes(hashlib.sha256(user.encode()).digest()[:8]) < share * 2**64
 
 
 def hold_out(

@@ -6,7 +6,7 @@ person begins. A billion events take 4 GB of items; opened from a folder, only t
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,21 @@ def from_histories(histories: Iterable[History], *, rated: bool = False) -> Even
         given = [np.full(len(row.items), np.nan) if row.ratings is None else row.ratings for row in rows]
         values = np.concatenate([np.zeros(0), *given]).astype(np.float32)
     return EventLog(items, offsets, np.concatenate([np.zeros(0), *(row.times for row in rows)]), values=values)
+
+
+def join_logs(logs: Sequence[EventLog]) -> EventLog:
+    """The people of all logs, log after log; columns that not all of them have are left out."""
+    first = np.cumsum([0, *(len(log) for log in logs)])
+    offsets = [log.offsets[1:] + start for log, start in zip(logs, first, strict=False)]
+    joined = EventLog(
+        np.concatenate([np.zeros(0, np.int32), *(log.items for log in logs)]),
+        np.concatenate([np.zeros(1, np.int64), *offsets]),
+    )
+    for name in (*_COLUMNS, "profiles"):
+        columns = [getattr(log, name) for log in logs]
+        if logs and all(column is not None for column in columns):
+            joined = replace(joined, **{name: np.concatenate(columns)})
+    return joined
 
 
 def write_events(log: EventLog, folder: str | Path) -> None:

@@ -24,7 +24,7 @@ from palate.data.splitting import Split
 from palate.data.vocabulary import Vocabulary
 from palate.errors import DataError
 from palate.metrics import RANKING_METRICS, coverage_at_k, ndcg_at_k, top_k
-from palate.pipeline import newcomers_of, split_newcomers
+from palate.pipeline.newcomers import newcomers_of, split_newcomers
 from palate.progress import StageHandle
 from palate.recommend.recommender import Recommender
 from palate.significance import bootstrap_interval, paired_difference

@@ -26,7 +26,8 @@ from palate.evaluation.few_shot import (
     palate_models,
 )
 from palate.evaluation.warm import evaluate_warm
-from palate.pipeline import check_newcomers, index_events, newcomers_of
+from palate.pipeline.newcomers import check_newcomers, deal, newcomers_of
+from palate.pipeline.preparing import index_events
 from palate.progress import Reporter
 from palate.recommend.recommender import Recommender
 from palate.threads import one_thread
@@ -112,7 +113,8 @@ def check_evaluation(learned: Dataset, split: Split, config: Config) -> None:
         ConfigError: settings under which no episode can be made.
     """
     indexed = index_events(learned, config)
-    check_newcomers(newcomers_of(indexed.histories, config)[1], config)
+    folds = deal(newcomers_of(indexed.histories, config)[1], config.num_members)
+    check_newcomers(folds, config)
     cold_histories(split, indexed.vocabulary, config.meaning, config.evaluation)
 
 

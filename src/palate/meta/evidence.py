@@ -181,13 +181,12 @@ class FeatureSpace(NamedTuple):
 
 
 def fit_features(
-    histories: Sequence[History],
+    evidence: Float[Tensor, "item rank"],
     content: Float[Tensor, "item content"],
     vectors: Float[Tensor, "item dim"],
     config: EvidenceConfig,
 ) -> tuple[Float[Tensor, "item feature"], FeatureSpace]:
     """Features of the items in training and the way to those of new ones; `content` is rotated already."""
-    evidence = fit_evidence(histories, len(content), config)
     rotation = fit_rotation(vectors, vectors.shape[1])
     gram = content.T @ content + config.content_penalty * torch.eye(content.shape[1])
     space = FeatureSpace(rotation, torch.linalg.solve(gram, content.T @ evidence))

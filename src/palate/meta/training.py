@@ -1,7 +1,8 @@
 """The outer loop: meta-train a learner on people who play the newcomer.
 
 The tasks are people whom the backbone and the evidence have not been fitted on: on its own training people the shared
-model looks better than it is, and a learner trained there would trust it too much.
+model looks better than it is, and a learner trained there would trust it too much. Each set of people comes with the
+shared model that has not seen them, as a world of its own; one head is trained in all worlds.
 """
 
 import itertools
@@ -22,7 +23,7 @@ from palate.backbone.sequence_model import SequenceModelConfig
 from palate.data.episodes import History
 from palate.data.event_log import EventLog, from_histories
 from palate.errors import ConfigError, DataError
-from palate.meta.head import Head, Items, Profile, Query, Support, with_start
+from palate.meta.head import Head, Items, Profile, Query, Support, catalogue_statistics, with_start
 from palate.meta.learner import Params
 from palate.meta.outer import FitConfig, run_outer_loop
 from palate.meta.quality import Quality, compare_with_chance
@@ -105,6 +106,14 @@ class Episodes(NamedTuple):
     """Whose it is: a row of the histories."""
     log: EventLog
     """The chosen items of each support, which item-item scorers read."""
+
+
+class World(NamedTuple):
+    """Tasks of people beside what a shared model that has not seen them says of the items."""
+
+    items: Items
+    train: Episodes
+    validation: Episodes
 
 
 class MetaResult(NamedTuple):
@@ -224,10 +233,8 @@ def make_episodes(
 def meta_train(
     head: Head,
     params: Params,
-    items: Items,
     scorers: Scorers,
-    train: Episodes,
-    validation: Episodes,
+    worlds: Sequence[World],
     config: MetaConfig,
     *,
     seed: int,
@@ -235,40 +242,43 @@ def meta_train(
 ) -> MetaResult:
     """Train every parameter that is not "fixed." on the mean episode loss; return the best-validated ones.
 
-    It begins where `find_start` says. Parameters that rank no better than chance are returned like others;
-    `MetaResult.quality` says so.
+    It begins where `find_start` says; each step is taken in one world. Parameters that rank no better than chance are
+    returned like others; `MetaResult.quality` says so.
     `on_step(step, of, validation)` is called at each look at the validation people.
 
     Raises:
         NumericalError: the loss or a score is not finite (names the step).
     """
     rng = np.random.default_rng(seed)
-
-    def episode_loss(
-        weights: Params, profile: Profile, support: Support, relevant: Tensor, allowed: Tensor, evidence: Tensor
-    ) -> Tensor:
-        return head.loss(weights, profile, support, Query(items, relevant, allowed, evidence))
-
-    share = _even_shares(train)
-    batch_size = min(config.batch_size, len(train.size))
-
-    losses = vmap(episode_loss, in_dims=(None, 0, 0, 0, 0, 0))
+    shares = [_even_shares(world.train) for world in worlds]
+    statistics = [catalogue_statistics(world.items, params["fixed.tempered"]) for world in worlds]
 
     def batch_loss(weights: Params) -> Tensor:
-        batch = take(train, torch.from_numpy(rng.choice(len(train.size), batch_size, False, share)))
+        number = int(rng.integers(len(worlds))) if len(worlds) > 1 else 0
+        items, train = worlds[number].items, worlds[number].train
+        here = {**weights, **statistics[number]}
+
+        def episode_loss(
+            profile: Profile, support: Support, relevant: Tensor, allowed: Tensor, evidence: Tensor
+        ) -> Tensor:
+            return head.loss(here, profile, support, Query(items, relevant, allowed, evidence))
+
+        drawn = rng.choice(len(train.size), min(config.batch_size, len(train.size)), False, shares[number])
+        batch = take(train, torch.from_numpy(drawn))
         evidence = torch.from_numpy(scorers.features(batch.log, len(items.bias)))
         allowed = (~batch.seen).float()
-        return losses(weights, batch.profile, batch.support, batch.relevant.float(), allowed, evidence).mean()
+        losses = vmap(episode_loss)(batch.profile, batch.support, batch.relevant.float(), allowed, evidence)
+        return losses.mean()
 
     def pull(weights: Params) -> Tensor:
         means = [weight.square().sum() for name, weight in weights.items() if name.startswith("prior.")]
         return 0.5 * config.prior_pull * torch.stack(means).sum()
 
-    start = head.prepare(params, train.profile.features)
+    start = head.prepare(params, torch.cat([world.train.profile.features for world in worlds]))
     result = run_outer_loop(
-        find_start(head, start, items, scorers, train, seed=seed) if config.search_start else start,
+        find_start(head, start, scorers, worlds, seed=seed) if config.search_start else start,
         batch_loss,
-        lambda weights: validate(head, weights, items, scorers, validation),
+        lambda weights: validate(head, weights, scorers, worlds),
         FitConfig(config.num_steps, config.batch_size, config.learning_rate, 0.0, config.validate_every, math.inf),
         name=f"meta-training of {config.learner}",
         maximise=True,
@@ -276,15 +286,15 @@ def meta_train(
         on_step=on_step,
     )
     quality = compare_with_chance(
-        _ndcg(validation, lambda some: _scores(head, result.params, items, scorers, some)),
-        _ndcg(validation, lambda some: _random_scores(some, seed)),
-        validation.user.numpy(),
+        np.concatenate([_judge(head, result.params, scorers, world.items, world.validation) for world in worlds]),
+        np.concatenate([_ndcg(world.validation, lambda some: _random_scores(some, seed)) for world in worlds]),
+        _users([world.validation for world in worlds]),
     )
     return MetaResult(result.params, result.losses, result.validation, quality)
 
 
 @torch.no_grad()
-def find_start(head: Head, params: Params, items: Items, scorers: Scorers, train: Episodes, *, seed: int) -> Params:
+def find_start(head: Head, params: Params, scorers: Scorers, worlds: Sequence[World], *, seed: int) -> Params:
     """Look where meta-training should begin: how far adapted weights and popularity count beside the shared model.
 
     Steps move a gate by a few tenths. How much better a shared model ranks than the features that are adapted on
@@ -292,13 +302,17 @@ def find_start(head: Head, params: Params, items: Items, scorers: Scorers, train
     of that start are tried on training episodes, and one takes its place where an interval over people says that it is
     better.
     """
-    few = min(_EPISODES_TO_START_BY, len(train.size))
-    drawn = np.random.default_rng([seed, 2]).choice(len(train.size), few, False, _even_shares(train))
-    some = take(train, torch.from_numpy(np.sort(drawn)))
-    users = some.user.numpy()
+    rng = np.random.default_rng([seed, 2])
+    parts = []
+    for world in worlds:
+        few = min(_EPISODES_TO_START_BY // len(worlds), len(world.train.size))
+        drawn = rng.choice(len(world.train.size), few, False, _even_shares(world.train))
+        parts.append(take(world.train, torch.from_numpy(np.sort(drawn))))
+    users = _users(parts)
 
     def judge(weights: Params) -> Float[np.ndarray, "episode"]:
-        return _ndcg(some, lambda part: _scores(head, weights, items, scorers, part))
+        values = [_judge(head, weights, scorers, world.items, some) for world, some in zip(worlds, parts, strict=True)]
+        return np.concatenate(values)
 
     best, value = params, judge(params)
     for evidence, popularity in itertools.product(_SHARES, _SHARES):
@@ -316,11 +330,28 @@ def _even_shares(episodes: Episodes) -> Float[np.ndarray, "episode"]:
 
 
 @torch.no_grad()
-def validate(head: Head, params: Params, items: Items, scorers: Scorers, episodes: Episodes) -> float:
-    """Mean over support sizes of the mean NDCG@10 over people, seen items removed."""
-    values = _ndcg(episodes, lambda some: _scores(head, params, items, scorers, some))
-    sizes = episodes.size.numpy()
+def validate(head: Head, params: Params, scorers: Scorers, worlds: Sequence[World]) -> float:
+    """Mean over support sizes of the mean NDCG@10 over the validation people, seen items removed."""
+    values = np.concatenate([_judge(head, params, scorers, world.items, world.validation) for world in worlds])
+    sizes = np.concatenate([world.validation.size.numpy() for world in worlds])
     return float(np.mean([values[sizes == size].mean() for size in np.unique(sizes)]))
+
+
+def _judge(
+    head: Head, params: Params, scorers: Scorers, items: Items, episodes: Episodes
+) -> Float[np.ndarray, "episode"]:
+    """NDCG@10 of each episode beside the items of its world."""
+    here = {**params, **catalogue_statistics(items, params["fixed.tempered"])}
+    return _ndcg(
+        episodes,
+        lambda some: score_supports(head, here, items, scorers, some.profile, some.support, some.log),
+    )
+
+
+def _users(parts: Sequence[Episodes]) -> Int64[np.ndarray, "episode"]:
+    """Whose each episode is, a number for every person of all parts."""
+    first = np.cumsum([0, *(int(part.user.max()) + 1 for part in parts)])
+    return np.concatenate([part.user.numpy() + start for part, start in zip(parts, first, strict=False)])
 
 
 def _ndcg(
@@ -337,12 +368,6 @@ def _ndcg(
         ranked = top_k(np.where(some.seen.numpy(), -np.inf, score(some)), 10)
         parts.append(ndcg_at_k(ranked, some.relevant.numpy()))
     return np.concatenate(parts)
-
-
-def _scores(
-    head: Head, params: Params, items: Items, scorers: Scorers, some: Episodes
-) -> Float[np.ndarray, "some item"]:
-    return score_supports(head, params, items, scorers, some.profile, some.support, some.log)
 
 
 def _random_scores(episodes: Episodes, seed: int) -> Float[np.ndarray, "episode item"]:

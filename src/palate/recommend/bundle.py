@@ -18,8 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from palate.backbone.ensemble import Ensemble
-from palate.backbone.sequence_model import Catalogue
+from palate.backbone.ensemble import Ensemble, load_members
 from palate.config import Config
 from palate.data.episodes import History, any_rated
 from palate.data.vocabulary import Vocabulary
@@ -133,13 +132,15 @@ def _weights(
     if ratings is not None:
         tensors |= {f"ratings.{name}": value for name, value in ratings.to_tensors().items()}
     tensors |= {
-        "content": backbone.models()[0].items.content,
         "content_rotation.mean": items.content_rotation.mean,
         "content_rotation.axes": items.content_rotation.axes,
         "vector_rotation.mean": items.space.vector_rotation.mean,
         "vector_rotation.axes": items.space.vector_rotation.axes,
         "content_to_evidence": items.space.content_to_evidence,
     }
+    content = backbone.models()[0].items.content
+    if content is not None:
+        tensors["content"] = content
     return {name: value.detach().contiguous() for name, value in tensors.items()}
 
 
@@ -199,11 +200,9 @@ def _assemble(
 
     config = Config.from_dict(names["config"], source=_NAMES)
     profile_encoder = AttributeEncoder.from_dict(names["profile_encoder"])
-    content = tensors["content"]
-    catalogue = Catalogue(torch.zeros(len(content), dtype=torch.int64), content)
-    backbone = Ensemble(config.model, config.num_members, catalogue, profile_encoder.dim)
-    backbone.load_state_dict(part("backbone."))
-    backbone.eval()
+    weights = [part(f"backbone.members.{member}.") for member in range(config.num_members)]
+    content = tensors["content"] if "items.project.weight" in weights[0] else None
+    backbone = load_members(config.model, weights, content, names["num_trained"])
     items = ItemTable(
         vocabulary=vocabulary,
         titles=tuple(names["titles"]),

@@ -22,7 +22,7 @@ from palate.backbone.next_item import LossConfig
 from palate.backbone.sequence_model import SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
 from palate.baselines.item_item import Scorer
-from palate.config import Config, RefitConfig
+from palate.config import Config
 from palate.data.catalog import Catalog, Profiles
 from palate.data.dataset import Dataset
 from palate.data.episodes import History
@@ -63,7 +63,6 @@ RECIPES: Mapping[str, Config] = {
         attributes=AttributeConfig(numeric="standard"),
         item_item=ItemItemConfig(ease_penalty=(300.0, 1000.0, 3000.0)),
         meta=MetaConfig(support_sizes=(0, 1, 2, 3, 5, 10, 20, 50, 100, 199), min_query=1, window=1),
-        refit=RefitConfig(share=0.25),  # anew would take twice the time
     ),
     "beauty": _SHORT,
     "sports": _SHORT,
