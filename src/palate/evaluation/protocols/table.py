@@ -3,6 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+from palate.backbone.next_item import LossConfig
+from palate.backbone.sequence_model import SequenceModelConfig
+from palate.config import Config
+from palate.encoders.attributes import AttributeConfig
+from palate.encoders.text import TextConfig
 from palate.errors import ConfigError
 from palate.evaluation.protocols.base import ProtocolEntry, Reach
 from palate.evaluation.protocols.lastfm import open_lastfm
@@ -15,6 +20,7 @@ from palate.evaluation.protocols.palate_models import (
     rating_features,
 )
 from palate.evaluation.protocols.scores import absolute_error, first_found_ndcg, matched_map, matched_precision, ndcg
+from palate.evaluation.protocols.served import served_choices, served_ratings
 from palate.ratings.bayesian_factors import SamplerConfig
 from palate.ratings.chooser import ChooserConfig
 from palate.ratings.ranker import RankerConfig
@@ -22,6 +28,16 @@ from palate.ratings.rater_training import RaterConfig
 
 _WARM = RaterConfig(num_members=2)
 _COLD = RaterConfig(cold_share=1.0, num_steps=500, min_ratings=13, num_members=5)
+_SERVED = Config(
+    attributes=AttributeConfig(numeric="standard"),
+    text=TextConfig(max_length=96),
+    model=SequenceModelConfig(max_events=64, dropout=0.3, id_dropout=0.1, loss=LossConfig(distinct=True)),
+)
+"""The defaults, but for visits, of which the protocols know nothing."""
+_ASKED_TO_RATE = replace(
+    _SERVED, num_members=1, training=replace(_SERVED.training, num_epochs=2), meta=replace(_SERVED.meta, num_steps=50)
+)
+"""Lists are not asked for: little time goes into what makes them."""
 _RANKER = RankerConfig(SamplerConfig(dim=12, num_burn_in=80, num_samples=150))
 _TOP5 = {"precision@5": matched_precision(5), "ndcg@5": ndcg(5, "exponential"), "map@5": matched_map(5)}
 
@@ -46,7 +62,8 @@ PROTOCOLS: Mapping[str, ProtocolEntry] = {
         },
         features=rating_features(16),
         palate={
-            "Palate rater": rater_method({"user cold": _WARM, "item cold": _COLD, "both cold": _COLD}, "exponential")
+            "Palate": served_ratings(_ASKED_TO_RATE, "exponential"),
+            "Palate rater": rater_method({"user cold": _WARM, "item cold": _COLD, "both cold": _COLD}, "exponential"),
         },
         objective="ratings",
         draws=3,
@@ -74,10 +91,11 @@ PROTOCOLS: Mapping[str, ProtocolEntry] = {
         },
         features=rating_features(16),
         palate={
+            "Palate": served_ratings(_ASKED_TO_RATE, "exponential"),
             "Palate rater": rater_method(
                 {"user cold": replace(_WARM, support_sizes=(20, 20), num_queries=40, num_steps=700, min_ratings=25)},
                 "exponential",
-            )
+            ),
         },
         objective="ratings",
         draws=3,
@@ -107,13 +125,14 @@ PROTOCOLS: Mapping[str, ProtocolEntry] = {
         },
         features=rating_features(16),
         palate={
+            "Palate": served_ratings(_ASKED_TO_RATE, "linear"),
             "Palate rater": rater_method(
                 dict.fromkeys(
                     ("target, query", "all rows, query", "all rows, given and query"),
                     replace(_WARM, support_sizes=(1, 10), num_steps=600, gain="linear"),
                 ),
                 "linear",
-            )
+            ),
         },
         objective="ratings",
         draws=1,
@@ -140,7 +159,7 @@ PROTOCOLS: Mapping[str, ProtocolEntry] = {
             }
         },
         features=choice_features,
-        palate={"Palate chooser": chooser_method(ChooserConfig())},
+        palate={"Palate": served_choices(_SERVED), "Palate chooser": chooser_method(ChooserConfig())},
         objective="clicks",
         draws=3,
         curve_sizes=(0, 1, 2, 3, 5, 10, 20),
@@ -159,6 +178,7 @@ PROTOCOLS: Mapping[str, ProtocolEntry] = {
         known={"user cold": {"ndcg@5": Reach(0.625, 0.65)}},
         features=rating_features(8),
         palate={
+            "Palate": served_ratings(_ASKED_TO_RATE, "linear"),
             "Palate ranker": ranker_method(_RANKER),
             "Palate ranker, validation people too": ranker_method(_RANKER, with_validation=True),
         },
