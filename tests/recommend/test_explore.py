@@ -1,16 +1,21 @@
 """Exploration against formulas written out in full: the covariance of draws, the scale of the head, propensities."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from palate.errors import ConfigError, NumericalError
-from palate.meta.head import Profile, Support, make_head, prior_deviation, score_rows, scoring_rows
+from palate.meta.head import OBJECTIVE, Profile, Support, make_head, prior_deviation, score_rows, scoring_rows
+from palate.meta.learner import Events
+from palate.meta.model import linear_model
+from palate.meta.objectives import find_objective
+from palate.meta.table import LEARNERS, build, read_settings
 from palate.meta.tasks import make_supports
 from palate.recommend import Recommender
 from palate.recommend.diversity import diversify
@@ -43,7 +48,13 @@ def support_of(model: Recommender, events: Sequence[str]) -> Support:
 
 
 def belief_after(model: Recommender, events: Sequence[str]) -> Belief:
-    return belief_of(model.config.meta.learner, model.config.learner, model.params, support_of(model, events))
+    prior = model.adapt(list(events)).fast["prior"]
+    return belief_of(model.config.meta.learner, model.config.learner, model.params, support_of(model, events), prior)
+
+
+def told(model: Recommender, support: Support, learner: str = "ridge", **settings: Any) -> Belief:
+    """The belief of someone of whom nothing is expected before the first event."""
+    return belief_of(learner, settings, model.params, support, torch.zeros(support.features.shape[1]))
 
 
 def scores_of(model: Recommender, events: Sequence[str]) -> np.ndarray:
@@ -104,9 +115,7 @@ def test_before_any_event_the_noise_spreads_over_the_catalogue_as_the_evidence_w
 def test_returning_opens_the_gate_that_the_head_opens(model: Recommender) -> None:
     support = support_of(model, EVENTS[:4])
     again = support._replace(returning=torch.tensor(1.0))
-    units = [
-        belief_of(model.config.meta.learner, model.config.learner, model.params, some).unit for some in (support, again)
-    ]
+    units = [told(model, some).unit for some in (support, again)]
     gates = []
     for some in (support, again):
         head = make_head(
@@ -130,7 +139,7 @@ def test_padding_is_inert(model: Recommender) -> None:
         weight=torch.cat([support.weight, torch.zeros(2)]),
     )
     items = model.items.features.numpy()
-    one, two = (belief_of("ridge", {}, model.params, some) for some in (support, padded))
+    one, two = (told(model, some) for some in (support, padded))
     np.testing.assert_array_equal(one.variance(items), two.variance(items))
 
 
@@ -295,17 +304,48 @@ def test_nothing_is_asked_of_the_posterior_where_nothing_is_explored() -> None:
 def test_a_learner_without_a_posterior_is_refused(model: Recommender) -> None:
     support = support_of(model, EVENTS[:2])
     with pytest.raises(ConfigError, match=r"learner maml has no posterior.*ridge"):
-        belief_of("maml", {}, model.params, support)
+        told(model, support, "maml")
     with pytest.raises(ConfigError, match="no closed form"):
-        belief_of("ridge", {"penalty": "l1"}, model.params, support)
+        told(model, support, penalty="l1")
+
+
+@pytest.mark.parametrize("learner", [name for name, entry in LEARNERS.items() if entry.posterior is not None])
+def test_every_posterior_is_the_gaussian_at_the_mode_of_its_learner(model: Recommender, learner: str) -> None:
+    """Its precision is the second derivative of what the learner minimises, where the learner has come to."""
+    support = support_of(model, EVENTS[:5])
+    support = support._replace(target=torch.tensor([1.0, 1.0, -1.0, 1.0, -1.0]))
+    features = support.features.double()
+    config = read_settings(learner, {})
+    own = {"log_noise": torch.tensor(0.3, dtype=torch.float64)}
+    params = {**model.params, "learner.log_noise": own["log_noise"].float()}
+    prior = 0.1 * torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0))
+    belief = belief_of(learner, {}, params, support, prior)
+    scale = prior_deviation(params, torch.tensor(5.0)).double()
+    core = build(learner, linear_model(features.shape[1]), OBJECTIVE, num_profile=0, **asdict(config))
+    start = {"weight": torch.zeros(features.shape[1], dtype=torch.float64)}
+    inputs = torch.cat([features * scale, (features @ prior.double())[:, None]], 1)
+    events = Events(inputs, support.target.double(), support.weight.double(), torch.zeros(5, dtype=torch.int64))
+    shared = {name: value.double() for name, value in core.params.items()}
+    mode = core.adapt({**shared, **own}, start, events)["weight"]
+    objective = find_objective("ratings" if learner == "ridge" else OBJECTIVE)  # ridge has squared errors inside
+
+    def energy(weight: Tensor) -> Tensor:
+        lost = objective.loss(inputs[:, -1] + inputs[:, :-1] @ weight, events.target)
+        return 0.5 * lost.sum() / own["log_noise"].exp() + 0.5 * weight.square().sum()
+
+    assert torch.autograd.functional.jacobian(energy, mode).abs().max() < 1e-3, "this is the mode"
+    covariance = torch.linalg.inv(torch.autograd.functional.hessian(energy, mode))
+    items = model.items.features.double()
+    expected = belief.unit**2 * ((items * scale) @ covariance * (items * scale)).sum(1)
+    np.testing.assert_allclose(belief.variance(model.items.features.numpy()), expected.numpy(), rtol=1e-3, atol=1e-7)
 
 
 def test_learned_precisions_are_part_of_the_scale(model: Recommender) -> None:
     support = support_of(model, EVENTS[:2])
     precision = torch.linspace(-1, 1, len(model.params["prior.bias"]))
     params = {**model.params, "learner.log_precision": precision}
-    plain = belief_of("ridge", {}, model.params, support)
-    learned = belief_of("ridge", {"penalty": "learned"}, params, support)
+    plain = told(model, support)
+    learned = told(replace(model, params=params), support, penalty="learned")
     np.testing.assert_allclose(learned.deviation, plain.deviation * np.exp(-0.5 * precision.numpy()), rtol=1e-5)
 
 
@@ -329,4 +369,4 @@ def test_a_posterior_that_is_not_finite_is_refused(model: Recommender) -> None:
     support = support_of(model, EVENTS[:2])
     broken = support._replace(features=support.features * torch.inf)
     with pytest.raises(NumericalError, match="posterior of 2 events"):
-        belief_of("ridge", {}, model.params, broken)
+        told(model, broken)

@@ -33,6 +33,8 @@ from palate.meta.objectives import smooth_ndcg_loss
 from palate.meta.table import build, find_learner
 
 NUM_GATE_INPUTS = 5
+OBJECTIVE = "clicks"
+"""What the learner fits to the support, a name in `palate.meta.OBJECTIVES`."""
 _NUM_SCORER_INPUTS = 3
 _GATE_START = {"state": 0.9, "evidence": 0.45}
 _RETURN_START = {"state": -1.2, "evidence": 2.1}
@@ -156,7 +158,7 @@ def make_head(
     Raises:
         ConfigError: an unknown learner or setting.
     """
-    core = build(learner, linear_model(num_features), "clicks", num_profile=num_profile, **(settings or {}))
+    core = build(learner, linear_model(num_features), OBJECTIVE, num_profile=num_profile, **(settings or {}))
     by_feature = find_learner(learner).by_feature
 
     def params(layout: Layout, items: Items) -> Params:

@@ -9,10 +9,11 @@ Processes for Machine Learning, 2006, algorithm 3.1). Meta-learned through the s
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from palate.errors import ConfigError
-from palate.meta.learner import Events, Fast, Learner, LearnerEntry, Params, make_learner, weights_of
+from palate.meta.learner import Events, Fast, Learner, LearnerEntry, Params, Working, make_learner, weights_of
 from palate.meta.model import Model
 from palate.meta.objectives import Objective
 from palate.meta.ridge import RidgeConfig, deviation, init, linear_check, moved_by, solve, start_of
@@ -48,30 +49,58 @@ def build(model: Model, objective: Objective, config: LaplaceConfig, num_profile
         shared = {**weights_of(params), **fast}
         counts = support.weight > 0
         features = torch.where(counts[:, None], model.features(shared, support.inputs), 0.0)
-        scale = deviation(params, features)
         start = model.predict(shared, support.inputs)
         target = torch.where(counts, support.target, 0.0)
-        noise = params["log_noise"].exp()
-        delta, lift = torch.zeros_like(scale), torch.zeros_like(target)
-        lengths = torch.tensor(_LENGTHS, dtype=scale.dtype, device=scale.device)
-
-        def energies(deltas: Tensor, lifts: Tensor) -> Tensor:
-            losses = (support.weight * objective.loss(start + lifts, target)).sum(-1)
-            return 0.5 * losses / noise + 0.5 * (deltas / scale).square().sum(-1)
-
-        for _ in range(config.num_steps):
-            curvature = objective.curvature(start + lift, target).clamp_min(_CURVATURE_FLOOR)
-            response = lift - objective.slope(start + lift, target) / curvature
-            # The squared loss has curvature 2 where a Gaussian of unit noise has 1: halve, so that noise means σ².
-            newton = scale * solve(features * scale, response, 0.5 * support.weight * curvature, noise)
-            # A whole step overshoots where the loss is nearly flat; the best of a few lengths never goes up.
-            deltas = delta + lengths[:, None] * (newton - delta)
-            lifts = lift + lengths[:, None] * (features @ newton - lift)
-            best = energies(deltas, lifts).detach().argmin()
-            delta, lift = deltas[best], lifts[best]
+        delta, _ = find_mode(config, params, objective, features, target, support.weight, start)
         return moved_by(model, fast, delta)
 
     return make_learner(model, objective, init(model, config), prior, adapt, check=linear_check(model))
 
 
-LAPLACE = LearnerEntry(LaplaceConfig, build)
+def find_mode(
+    config: LaplaceConfig,
+    params: Params,
+    objective: Objective,
+    features: Float[Tensor, "event feature"],
+    target: Float[Tensor, "event"],
+    weight: Float[Tensor, "event"],
+    start: Float[Tensor, "event"],
+) -> tuple[Float[Tensor, "feature"], Float[Tensor, "event"]]:
+    """The most probable departure from the start, and what it adds to the prediction of each event."""
+    scale, noise = deviation(params, features), params["log_noise"].exp()
+    delta, lift = torch.zeros_like(scale), torch.zeros_like(target)
+    lengths = torch.tensor(_LENGTHS, dtype=scale.dtype, device=scale.device)
+
+    def energies(deltas: Tensor, lifts: Tensor) -> Tensor:
+        losses = (weight * objective.loss(start + lifts, target)).sum(-1)
+        return 0.5 * losses / noise + 0.5 * (deltas / scale).square().sum(-1)
+
+    for _ in range(config.num_steps):
+        curvature = objective.curvature(start + lift, target).clamp_min(_CURVATURE_FLOOR)
+        response = lift - objective.slope(start + lift, target) / curvature
+        # The squared loss has curvature 2 where a Gaussian of unit noise has 1: halve, so that noise means σ².
+        newton = scale * solve(features * scale, response, 0.5 * weight * curvature, noise)
+        # A whole step overshoots where the loss is nearly flat; the best of a few lengths never goes up.
+        deltas = delta + lengths[:, None] * (newton - delta)
+        lifts = lift + lengths[:, None] * (features @ newton - lift)
+        best = energies(deltas, lifts).detach().argmin()
+        delta, lift = deltas[best], lifts[best]
+    return delta, lift
+
+
+def posterior(
+    config: LaplaceConfig,
+    params: Params,
+    objective: Objective,
+    features: Float[Tensor, "event feature"],
+    target: Float[Tensor, "event"],
+    weight: Float[Tensor, "event"],
+    start: Float[Tensor, "event"],
+) -> Working:
+    """The Gaussian at the mode: each event tells as much as its loss is curved there."""
+    _, lift = find_mode(config, params, objective, features, target, weight, start)
+    curvature = objective.curvature(start + lift, target).clamp_min(_CURVATURE_FLOOR)
+    return Working(deviation(params, features), 0.5 * weight * curvature, params["log_noise"].exp())
+
+
+LAPLACE = LearnerEntry(LaplaceConfig, build, posterior=posterior)

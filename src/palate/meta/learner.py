@@ -76,6 +76,34 @@ Quick = Callable[[Float32[np.ndarray, "event feature"], Float32[np.ndarray, "eve
 """Features and what is left to explain of each target, to the fast weights."""
 
 
+class Working(NamedTuple):
+    """The linear regression that a learner ends with: its Gaussian posterior is what is known of the fast weights."""
+
+    deviation: Float[Tensor, "feature"]
+    """Prior standard deviation of each weight, the learner's own."""
+    weight: Float[Tensor, "event"]
+    """How much each event tells."""
+    noise: Float[Tensor, ""]
+    """Noise variance of an event of weight 1."""
+
+
+Regression = Callable[
+    [
+        Any,
+        Params,
+        Objective,
+        Float[Tensor, "event feature"],
+        Float[Tensor, "event"],
+        Float[Tensor, "event"],
+        Float[Tensor, "event"],
+    ],
+    Working,
+]
+"""(config, own parameters, objective, features, targets, weights, predictions of the start), of `linear_model`.
+
+ConfigError where the settings leave no Gaussian posterior."""
+
+
 class LearnerEntry(NamedTuple):
     """One line of the table: the settings and the way to build the learner from a model."""
 
@@ -88,6 +116,8 @@ class LearnerEntry(NamedTuple):
     quick: Callable[[Any, Mapping[str, np.ndarray]], "Quick | None"] | None = None
     """(config, own parameters): `adapt` of `linear_model` for one task of which every event counts 1, in numpy, if the
     config allows it. See `palate.meta.adapter`."""
+    posterior: Regression | None = None
+    """The Gaussian around the fast weights, where they have one; exploration draws from it."""
 
 
 def make_events(

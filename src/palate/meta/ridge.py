@@ -35,6 +35,7 @@ from palate.meta.learner import (
     Params,
     Quick,
     Tasks,
+    Working,
     cleared,
     make_learner,
     weights_of,
@@ -222,4 +223,19 @@ def quick(config: RidgeConfig, params: Mapping[str, np.ndarray]) -> Quick | None
     return moved
 
 
-RIDGE = LearnerEntry(RidgeConfig, build, quick=quick)
+def posterior(
+    config: RidgeConfig,
+    params: Params,
+    objective: Objective,
+    features: Float[Tensor, "event feature"],
+    target: Float[Tensor, "event"],
+    weight: Float[Tensor, "event"],
+    start: Float[Tensor, "event"],
+) -> Working:
+    """The regression itself; ConfigError for the l1 penalty, whose posterior is not Gaussian."""
+    if config.penalty == "l1":
+        raise ConfigError("learner.penalty is 'l1', whose posterior has no closed form; explore with l2 or learned")
+    return Working(deviation(params, features), weight, params["log_noise"].exp())
+
+
+RIDGE = LearnerEntry(RidgeConfig, build, quick=quick, posterior=posterior)

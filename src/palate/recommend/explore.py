@@ -5,8 +5,9 @@ The head gives an item i with features φ_i the score (see `palate.meta.head`)
     s_i(w) = rest_i + g(n) · ⟨w, φ_i⟩ / σ(w),   w = D u,   σ(w)² = wᵀ C w
 
 where u is what the learner adapts, D = diag(prior deviation after n events), g the gate of the evidence and C the
-covariance of features over the catalogue. The ridge learner's u has a Gaussian posterior (Bishop, Pattern Recognition
-and Machine Learning, 2006, eq. 3.50–3.53), so with events X (rows √weight · D φ) and noise variance σ²
+covariance of features over the catalogue. A closed-form learner's u has a Gaussian posterior (`LearnerEntry.posterior`;
+Bishop, Pattern Recognition and Machine Learning, 2006, eq. 3.50–3.53; for laplace the Gaussian at the mode, eq. 4.134,
+whose events weigh what their loss is curved), so with events X (rows √weight · D φ) and noise variance σ²
 
     w ~ N(w̄, D (I − Xᵀ A X) D),   A = (X Xᵀ + σ² I)⁻¹
 
@@ -51,10 +52,10 @@ from jaxtyping import Float, Float32, Float64, Int64
 from scipy.linalg import solve_triangular  # type: ignore[import-untyped]
 
 from palate.errors import ConfigError, NumericalError
-from palate.meta.head import EPSILON, Support, gate_inputs, prior_deviation
+from palate.meta.head import EPSILON, OBJECTIVE, Support, gate_inputs, prior_deviation
 from palate.meta.learner import Params
-from palate.meta.ridge import deviation
-from palate.meta.table import read_settings
+from palate.meta.objectives import find_objective
+from palate.meta.table import LEARNERS, find_learner, read_settings
 from palate.metrics import NO_ITEM, top_k
 
 
@@ -175,7 +176,9 @@ def explore(
     return EXPLORERS[name](scores, features, belief, k, rank, rng, config or ExploreConfig())
 
 
-def belief_of(learner: str, settings: Mapping[str, Any], params: Params, support: Support) -> Belief:
+def belief_of(
+    learner: str, settings: Mapping[str, Any], params: Params, support: Support, prior: Float[torch.Tensor, "feature"]
+) -> Belief:
     """The posterior of one person after their support; an empty one gives the prior.
 
     Args:
@@ -183,24 +186,36 @@ def belief_of(learner: str, settings: Mapping[str, Any], params: Params, support
         settings: the learner's own settings.
         params: of the head, after meta-training.
         support: what the person was adapted to: the same that `Head.adapt` was given.
+        prior: the mean of their weights before any event, the fast weights "prior".
 
     Raises:
         ConfigError: the learner has no posterior.
         NumericalError: the posterior is not finite.
     """
-    if learner not in POSTERIORS:
+    regression = find_learner(learner).posterior
+    if regression is None:
+        able = " or ".join(name for name, entry in LEARNERS.items() if entry.posterior is not None)
         raise ConfigError(
             f"learner {learner} has no posterior, so nothing says what to explore; "
-            f"explore with a model of learner {' or '.join(POSTERIORS)}, or set explore to none"
+            f"explore with a model of learner {able}, or set explore to none"
         )
+    own = {name.removeprefix("learner."): value for name, value in params.items() if name.startswith("learner.")}
     with torch.inference_mode():
         real = support.weight > 0
         count = real.sum().to(support.weight)
         scale = prior_deviation(params, count)
-        own, noise = POSTERIORS[learner](settings, params, scale)
-        scale = scale * own
-        root = support.weight[real].sqrt()
-        rows = (support.features[real] * scale * root[:, None]).numpy()
+        features = support.features[real]
+        working = regression(
+            read_settings(learner, settings),
+            own,
+            find_objective(OBJECTIVE),
+            features * scale,
+            support.target[real],
+            support.weight[real],
+            features @ prior,
+        )
+        scale, noise = scale * working.deviation, float(working.noise)
+        rows = (features * scale * working.weight.sqrt()[:, None]).numpy()
         spread = (params["fixed.feature_covariance"].diagonal() @ scale.square() + EPSILON).sqrt()
         gate = F.softplus(params["gates"] @ gate_inputs(count, support.returning))[1]
         unit = float(gate / spread)
@@ -209,16 +224,6 @@ def belief_of(learner: str, settings: Mapping[str, Any], params: Params, support
     system = rows.astype(np.float64) @ rows.T
     system[np.diag_indices(len(system))] += noise
     return Belief(scale.numpy(), rows, np.linalg.cholesky(system), noise, unit)
-
-
-def _ridge(
-    settings: Mapping[str, Any], params: Params, scale: Float[torch.Tensor, "feature"]
-) -> tuple[Float[torch.Tensor, "feature"], float]:
-    """The ridge learner's own prior deviation and its noise variance."""
-    if read_settings("ridge", settings).penalty == "l1":
-        raise ConfigError("learner.penalty is 'l1', whose posterior has no closed form; explore with l2 or learned")
-    own = {name.removeprefix("learner."): value for name, value in params.items() if name.startswith("learner.")}
-    return deviation(own, scale), float(own["log_noise"].exp())
 
 
 def _none(
@@ -286,13 +291,6 @@ def _solve(
     trans = "T" if transposed else "N"
     return np.asarray(solve_triangular(factor, right, lower=True, trans=trans, check_finite=False))
 
-
-POSTERIORS: Mapping[
-    str,
-    Callable[[Mapping[str, Any], Params, Float[torch.Tensor, "feature"]], tuple[Float[torch.Tensor, "feature"], float]],
-] = {"ridge": _ridge}
-"""Learners whose fast weights have a Gaussian posterior: (settings, params, head's scale) to the learner's own prior
-deviation, on top of that scale, and its noise variance."""
 
 EXPLORERS: Mapping[str, Explorer] = {
     "none": _none,

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from palate.data.episodes import History
 from palate.meta.tasks import make_support
 from palate.recommend import State
 from palate.recommend.diversity import diversify
@@ -115,7 +114,7 @@ def make_list(
         directions = model.directions(places)
 
         def belief() -> Belief:
-            return _belief(shelf, history)
+            return _belief(shelf, state)
 
         found = explore(
             request.explore,
@@ -137,10 +136,10 @@ def make_list(
     ]
 
 
-def _belief(shelf: Shelf, history: History) -> Belief:
+def _belief(shelf: Shelf, state: State) -> Belief:
     """What is not known of a person after the events that they were adapted to."""
     model = shelf.model
-    recent = history.tail(model.config.model.max_events)
+    recent = state.history.tail(model.config.model.max_events)
     nothing = torch.zeros(model.items.vectors.shape[1])  # the posterior does not look at the state
     support = make_support(recent, model.items.features, nothing)
     return belief_of(
@@ -148,4 +147,5 @@ def _belief(shelf: Shelf, history: History) -> Belief:
         model.config.learner,
         model.params,
         support,
+        state.fast["prior"],
     )
