@@ -151,3 +151,27 @@ def test_entities_have_unique_ids_and_keep_their_columns(check: object, key: str
         check(pl.DataFrame({"colour": ["red"]}), source="t")
     with pytest.raises(DataError, match="no rows"):
         check(frame.clear(), source="t")
+
+
+def test_a_rating_makes_an_event_that_rates() -> None:
+    rows = {"user_id": ["u"] * 3, "item_id": ["a", "b", "c"], "timestamp": ["2011-01-01"] * 3}
+    for ratings in ([4.0, None, 2.5], ["4", "", "2.5"]):
+        log = validate_interactions(pl.DataFrame(rows | {"rating": ratings}), source="log")
+        assert log.select("event_type", "weight").rows() == [("rating", 4.0), ("interaction", 1.0), ("rating", 2.5)]
+    typed = pl.DataFrame(rows | {"rating": [4.0, None, 2.5], "event_type": ["rating", "view", "rating"]})
+    log = validate_interactions(typed, source="log")
+    assert log.select("event_type", "weight").rows() == [("rating", 4.0), ("view", 1.0), ("rating", 2.5)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"event_type": ["view", "view"]}, r'row 2 .*"rating": the event is of type \'view\'; give the rating a row'),
+        ({"event_type": [None, None]}, r'row 2 .*"rating": the event is of type None'),
+        ({"weight": [1.0, 1.0]}, r'row 2 .*"rating": a rating is a weight, and there is a column "weight" too'),
+    ],
+)
+def test_a_rating_that_would_be_lost_is_refused(columns: dict[str, object], message: str) -> None:
+    rows = {"user_id": ["u", "u"], "item_id": ["a", "b"], "timestamp": ["2011-01-01"] * 2, "rating": [None, 5.0]}
+    with pytest.raises(DataError, match=rf"^log: {message}[^\n]*\Z"):
+        validate_interactions(pl.DataFrame(rows | columns), source="log")

@@ -32,8 +32,9 @@ def validate_interactions(frame: pl.DataFrame, *, source: str, now: datetime | N
     Args:
         frame: needs `user_id`, `item_id` and `timestamp` (text, or whole numbers for ids; see `times` for the
             readable times). `event_type` defaults to "interaction" and `weight` to 1.0 where the column is
-            absent; `event_id` and `session_id` become null columns. Where both are absent and there is a column
-            `rating`, a row that has one is an event of type "rating" with it as weight. Any other column is left out.
+            absent; `event_id` and `session_id` become null columns. Where there is a column `rating`, a row that has
+            one is an event of type "rating" with it as weight; beside `event_type` it must be of that type, and
+            beside `weight` it is refused. Any other column is left out.
         source: what to call the table in errors, such as a file name.
         now: events after this moment (naive means UTC) are refused; by default the current time plus one day.
 
@@ -50,8 +51,8 @@ def validate_interactions(frame: pl.DataFrame, *, source: str, now: datetime | N
     if frame.is_empty():
         raise DataError(f"{source}: the table has no rows; at least one interaction is needed")
     defaults = {"event_type": DEFAULT_EVENT_TYPE, "weight": 1.0, "event_id": None, "session_id": None}
-    if "rating" in frame.columns and not {"event_type", "weight"} & set(frame.columns):
-        frame = _read_ratings(frame)
+    if "rating" in frame.columns:
+        frame = _read_ratings(frame, source)
     absent = [pl.lit(value).alias(name) for name, value in defaults.items() if name not in frame.columns]
     table = frame.with_columns(absent)
     columns = {
@@ -146,14 +147,29 @@ def _filled(values: pl.Series, source: str) -> pl.Series:
     return text
 
 
-def _read_ratings(frame: pl.DataFrame) -> pl.DataFrame:
+def _read_ratings(frame: pl.DataFrame, source: str) -> pl.DataFrame:
     """Rows with a rating as events that rate; an empty text is none."""
     rating = pl.col("rating")
     if frame.schema["rating"] == pl.String:
         rating = pl.when(rating.str.strip_chars() != "").then(rating)
     there = rating.is_not_null()
+    rated = frame.select(there).to_series()
+    if "weight" in frame.columns and (row := _first_true(rated)) is not None:
+        _fail(source, row, "rating", 'a rating is a weight, and there is a column "weight" too; leave one of them out')
+    other = pl.lit(DEFAULT_EVENT_TYPE)
+    if "event_type" in frame.columns:
+        other = pl.col("event_type")
+        row = _first_true(rated & (frame["event_type"].cast(pl.String).fill_null("") != RATING_EVENT_TYPE))
+        if row is not None:
+            _fail(
+                source,
+                row,
+                "rating",
+                f"the event is of type {frame['event_type'][row]!r}; give the rating a row of its own, of type "
+                f"{RATING_EVENT_TYPE!r}, or leave event_type out",
+            )
     return frame.with_columns(
-        event_type=pl.when(there).then(pl.lit(RATING_EVENT_TYPE)).otherwise(pl.lit(DEFAULT_EVENT_TYPE)),
+        event_type=pl.when(there).then(pl.lit(RATING_EVENT_TYPE)).otherwise(other),
         weight=rating.fill_null(pl.lit(1)),
     )
 
