@@ -32,7 +32,7 @@ LAYERS = [
     "cli",
     "__main__",
 ]
-FREE = {"errors", "metrics", "progress", "significance", "threads"}
+FREE = {"errors", "metrics", "progress", "significance", "steps", "threads"}
 
 
 def layer_of(module: str) -> str:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from palate.encoders.text import TextConfig, batches_by_length, model_key, pool, tokenise
 from palate.encoders.text_adapters import Adapter, LowRank, load_adapter, save_adapter
 from palate.encoders.text_models import file_hashes, find_folder, first_line, load_model
-from palate.errors import ConfigError, DataError, NumericalError
+from palate.errors import ConfigError, DataError
+from palate.steps import take_step
 
 _PRECISIONS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "float32": contextlib.nullcontext,
@@ -234,7 +235,9 @@ def fine_tune_text(
     encoder.train()
     with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
         torch.manual_seed(seed)
-        for step in range(1, config.num_steps + 1):
+
+        def batch_loss() -> Tensor:
+            nonlocal order
             while len(order) < config.batch_size:
                 order = np.concatenate([order, rng.permutation(len(pairs))])
             drawn, order = pairs[order[: config.batch_size]], order[config.batch_size :]
@@ -246,17 +249,18 @@ def fine_tune_text(
             logits = logits - log_share[torch.from_numpy(items)[targets]]
             # An item is always nearest to itself, and people do not choose it twice in a row.
             itself = (queries[:, None] == targets) & (queries != answers)[:, None]
-            loss = nn.functional.cross_entropy(logits.masked_fill(itself, -torch.inf), answer)
-            if not loss.isfinite():
-                raise NumericalError(
-                    f"fine-tuning text: the loss is {loss.item()} at step {step}; lower learning_rate or raise "
-                    "temperature"
-                )
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(weights, config.clip_norm)
-            optimiser.step()
+            return nn.functional.cross_entropy(logits.masked_fill(itself, -torch.inf), answer)
+
+        for step in range(1, config.num_steps + 1):
+            loss = take_step(
+                optimiser,
+                batch_loss,
+                name="fine-tuning text",
+                step=step,
+                advice="lower learning_rate or raise temperature",
+                clip=config.clip_norm,
+            )
             schedule.step()
             if progress is not None:
-                progress(step, config.num_steps, loss.item())
+                progress(step, config.num_steps, loss)
     return encoder.eval()

@@ -15,6 +15,7 @@ from palate.errors import ConfigError, DataError, NumericalError
 from palate.meta.learner import Events, Learner, Params, Tasks
 from palate.meta.quality import MIN_USERS
 from palate.significance import paired_difference
+from palate.steps import take_step
 
 
 @dataclass(frozen=True)
@@ -160,20 +161,16 @@ def run_outer_loop(
     for step in range(1, config.num_steps + 1):
         for group in optimiser.param_groups:
             group["lr"] = config.learning_rate * max(0.02, 1 - (step - 1) / config.num_steps)
-        optimiser.zero_grad()
-        try:
-            loss = batch_loss({**fixed, **trained})
-            if torch.isfinite(loss):
-                (loss if penalty is None else loss + penalty(trained)).backward()  # type: ignore[no-untyped-call]
-        except LinAlgError:
-            raise NumericalError(f"{name}: a solve failed at step {step}; lower the learning rate") from None
-        reached = [value for value in trained.values() if value.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(reached, config.clip)
-        if not torch.isfinite(loss) or not torch.isfinite(norm):
-            what, got = ("gradient", norm) if torch.isfinite(loss) else ("loss", loss)
-            raise NumericalError(f"{name}: the {what} became {got.item()} at step {step}; lower the learning rate")
-        optimiser.step()
-        since.append(loss.item())
+        loss = take_step(
+            optimiser,
+            lambda: batch_loss({**fixed, **trained}),
+            name=name,
+            step=step,
+            advice="lower the learning rate",
+            clip=config.clip,
+            penalty=None if penalty is None else lambda: penalty(trained),
+        )
+        since.append(loss)
         if step % config.validate_every == 0 or step == config.num_steps:
             current = {**fixed, **{key: value.detach().clone() for key, value in trained.items()}}
             value = _look(look, current, name, step)

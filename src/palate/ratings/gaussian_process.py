@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch._C import _LinAlgError as LinAlgError  # type: ignore[attr-defined]
 
-from palate.errors import NumericalError
 from palate.ratings.likeness import Likeness
+from palate.steps import take_step
 
 _STEPS, _STEP_SIZE, _MAX_ROWS = 30, 0.3, 1200  # of Adam, on as many rows: the gradient costs the cube of them
 _LEAST_VARIANCE = 1e-3
@@ -59,19 +58,18 @@ def fit_weights(
     uncertain = torch.from_numpy(variance)[drawn].float()
     log_weights = torch.full((likeness.num_kernels + 2,), -2.0, requires_grad=True)
     optimiser = torch.optim.Adam([log_weights], lr=_STEP_SIZE)
-    for step in range(1, _STEPS + 1):
+
+    def loss() -> Tensor:
         weights = log_weights.exp()
         covariance = (weights[:-2, None, None] * between).sum(0)
         covariance = covariance + torch.diag(weights[-2] + weights[-1] * uncertain + _LEAST_VARIANCE)
-        try:
-            root = torch.linalg.cholesky(covariance)
-        except LinAlgError:
-            raise NumericalError(f"Gaussian process of the items: no Cholesky factor at step {step}") from None
+        root = torch.linalg.cholesky(covariance)
         fit = 0.5 * (wanted * torch.cholesky_solve(wanted, root)).sum() / wanted.shape[1]
-        loss = (fit + root.diagonal().log().sum()) / len(drawn)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+        value: Tensor = (fit + root.diagonal().log().sum()) / len(drawn)
+        return value
+
+    for step in range(1, _STEPS + 1):
+        take_step(optimiser, loss, name="Gaussian process of the items", step=step, advice="look for extreme ratings")
     weights = log_weights.detach().exp()
     return KernelWeights(weights[:-2], float(weights[-2]), float(weights[-1]))
 

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch._C import _LinAlgError as LinAlgError  # type: ignore[attr-defined]
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from palate.errors import ConfigError, DataError, NumericalError
+from palate.errors import ConfigError, DataError
 from palate.ratings.content import ItemContent
 from palate.ratings.factors import check_ratings
 from palate.ratings.knowledge import Knowledge
 from palate.ratings.rater import Gain, Rater, collate, level_indices, pad
 from palate.ratings.rater_network import Batch, ItemTables, NetworkConfig, RatingNetwork
 from palate.ratings.tasks import Ratings, by_user
+from palate.steps import take_step
 
 _MAX_LEVELS = 32
 _SHARPNESS = 8.0  # of the ranking's softmax, over gains as a share of the greatest
@@ -245,25 +245,25 @@ def _train(
     average = AveragedModel(network, multi_avg_fn=blend)
     network.train()
     order: list[int] = []
-    for step in range(1, config.num_steps + 1):
+
+    def batch_loss() -> Tensor:
         drawn = draw(people, order, profiles, config, rng)
-        try:
-            found = network(tables, drawn.batch, drawn.use_ratings)
-        except LinAlgError:
-            raise NumericalError(f"rater: the solve failed at step {step}; lower rater.solve_learning_rate") from None
-        loss = task_losses(found, drawn.level, drawn.batch.query_mask, network.places, config).mean()
-        if not torch.isfinite(loss):
-            raise NumericalError(f"rater: the loss became {loss.item()} at step {step}; lower rater.learning_rate")
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), _CLIP)
-        if not torch.isfinite(norm):
-            raise NumericalError(f"rater: the gradient became {norm.item()} at step {step}; lower rater.learning_rate")
-        optimiser.step()
+        found = network(tables, drawn.batch, drawn.use_ratings)
+        return task_losses(found, drawn.level, drawn.batch.query_mask, network.places, config).mean()
+
+    for step in range(1, config.num_steps + 1):
+        loss = take_step(
+            optimiser,
+            batch_loss,
+            name="rater",
+            step=step,
+            advice="lower rater.learning_rate and rater.solve_learning_rate",
+            clip=_CLIP,
+        )
         schedule.step()
         average.update_parameters(network)
         if on_step is not None:
-            on_step(member * config.num_steps + step, config.num_members * config.num_steps, loss.item())
+            on_step(member * config.num_steps + step, config.num_members * config.num_steps, loss)
     network.load_state_dict(average.module.state_dict())
     return network.eval().requires_grad_(False)
 
