@@ -56,6 +56,8 @@ class FitResult(NamedTuple):
     """(step, mean outer loss since the last look)."""
     validation: tuple[tuple[int, float], ...]
     """(step, quality on the validation tasks): of `fit` the mean query loss."""
+    last: Params
+    """The parameters after the last step, whether they are kept or not."""
 
 
 def fit(
@@ -181,7 +183,7 @@ def run_outer_loop(
                 best, best_step, best_value = current, step, value
             if on_step is not None:
                 on_step(step, config.num_steps, value)
-    return FitResult(best, best_step, tuple(curve), tuple(looks))
+    return FitResult(best, best_step, tuple(curve), tuple(looks), current)
 
 
 def _look(look: Callable[[Params], float], params: Params, name: str, step: int) -> float:

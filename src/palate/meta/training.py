@@ -124,6 +124,8 @@ class MetaResult(NamedTuple):
     """(step, mean training loss since the last look)."""
     validation: tuple[tuple[int, float], ...]
     """(step, mean NDCG@10 over support sizes on the validation people)."""
+    step: int
+    """The step that they are from."""
     quality: Quality | None
     """Of the chosen parameters on the validation people, against chance; None where nothing was trained."""
 
@@ -240,9 +242,11 @@ def meta_train(
     seed: int,
     on_step: Callable[[int, int, float], None] | None = None,
 ) -> MetaResult:
-    """Train every parameter that is not "fixed." on the mean episode loss; return the best-validated ones.
+    """Train every parameter that is not "fixed." on the mean episode loss; return the last ones, or better ones.
 
-    It begins where `find_start` says; each step is taken in one world. Parameters that rank no better than chance are
+    It begins where `find_start` says; each step is taken in one world. The highest of many looks is partly luck: the
+    parameters of an earlier look are returned where an interval over the validation people says that they are better
+    than the last. Parameters that rank no better than chance are
     returned like others; `MetaResult.quality` says so.
     `on_step(step, of, validation)` is called at each look at the validation people.
 
@@ -285,12 +289,26 @@ def meta_train(
         penalty=pull,
         on_step=on_step,
     )
-    quality = compare_with_chance(
-        np.concatenate([_judge(head, result.params, scorers, world.items, world.validation) for world in worlds]),
-        np.concatenate([_ndcg(world.validation, lambda some: _random_scores(some, seed)) for world in worlds]),
-        _users([world.validation for world in worlds]),
-    )
-    return MetaResult(result.params, result.losses, result.validation, quality)
+    judged = [world.validation for world in worlds]
+    users, balance = _users(judged), _balance(judged)
+
+    def values(weights: Params) -> Float[np.ndarray, "episode"]:
+        return np.concatenate([_judge(head, weights, scorers, world.items, world.validation) for world in worlds])
+
+    kept, step, found = result.last, config.num_steps, values(result.last)
+    if result.step != config.num_steps:
+        best = values(result.params)
+        if clustered_interval((best - found) * balance, users).low > 0:
+            kept, step, found = result.params, result.step, best
+    chance = np.concatenate([_ndcg(some, lambda part: _random_scores(part, seed)) for some in judged])
+    return MetaResult(kept, result.losses, result.validation, step, compare_with_chance(found, chance, users))
+
+
+def _balance(parts: Sequence[Episodes]) -> Float[np.ndarray, "episode"]:
+    """Weights of mean 1 under which every support size counts the same."""
+    sizes = np.concatenate([part.size.numpy() for part in parts])
+    _, group, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+    return np.asarray(len(sizes) / counts[group] / len(counts))
 
 
 @torch.no_grad()

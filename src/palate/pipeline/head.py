@@ -86,10 +86,12 @@ def meta_train_head(
         seed=seed,
         on_step=lambda step, of, value: stage.step(step, of, f"NDCG@10 {value:.4f}"),
     )
-    first, best = result.validation[0][1], max(value for _, value in result.validation)
+    looks = dict(result.validation)
     episodes = sum(len(world.train.size) for world in worlds)
     people = sum(len(np.unique(world.train.user.numpy())) for world in worlds)
-    stage.done(f"{episodes:,} episodes of {people:,} people, validation NDCG@10 {first:.4f} → {best:.4f}")
+    stage.done(
+        f"{episodes:,} episodes of {people:,} people, validation NDCG@10 {looks[0]:.4f} → {looks[result.step]:.4f}"
+    )
     return result
 
 
@@ -108,7 +110,7 @@ def go_on(
     table = start.item_table
     served = Items(*(column[: table.num_trained].clone() for column in table.rows_of_training))
     head = make_head_of(served, prepared, config)
-    learned = MetaResult(start.params, (), (), None)
+    learned = MetaResult(start.params, (), (), 0, None)
     if len(newcomers) < config.retraining.min_newcomers:
         stage.done(
             f"carried over: {len(newcomers):,} people with {config.meta.min_items} items have come since the served "
