@@ -125,12 +125,15 @@ def events(
         content = dict(zip(catalogue["item_id"].to_list(), vectors.numpy(), strict=True))
     written = write_log(interactions, out, content, held_out=held_out)
     num_items = int(written.items.max()) + 1
+    left_out = interactions["user_id"].n_unique() - written.num_users
     if as_json:
         counts = {"events": len(written), "people": written.num_users, "items": num_items, "folder": str(out)}
+        counts["left_out"] = left_out
         print(json.dumps(counts))
     else:
         Console(highlight=False).print(
             f"{len(written):,} events of {written.num_users:,} people with {num_items:,} items in {out}"
+            + (f"; {left_out:,} people left out for `palate train --backbone` (--held-out)" if left_out else "")
         )
 
 
