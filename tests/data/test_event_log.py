@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from palate.data.episodes import History
-from palate.data.event_log import EventLog, from_histories, from_sequences, open_events, write_events
+from palate.data.event_log import EventLog, from_histories, from_sequences, join_logs, open_events, write_events
 from palate.errors import DataError
 
 SEQUENCES = [[3, 1, 2], [], [5, 5], [0]]
@@ -93,3 +94,15 @@ def test_columns_that_do_not_fit_are_refused() -> None:
         EventLog(items, np.array([0, 3]), np.zeros(2))
     with pytest.raises(DataError, match="3 profiles for 1 people"):
         EventLog(items, np.array([0, 3]), profiles=np.zeros((3, 2), np.float32))
+
+
+def test_logs_are_joined_person_after_person() -> None:
+    one, other = from_sequences([[1, 2], []]), from_sequences([[3], [4, 5]])
+    joined = join_logs([one, other])
+    assert [joined.take([user]).items.tolist() for user in range(joined.num_users)] == [[1, 2], [], [3], [4, 5]]
+    timed = [replace(log, seconds=np.arange(len(log), dtype=np.float64)) for log in (one, other)]
+    seconds = join_logs(timed).seconds
+    assert seconds is not None
+    assert seconds.tolist() == [0, 1, 0, 1, 2]
+    assert join_logs([timed[0], other]).seconds is None, "a column that one of them lacks is left out"
+    assert join_logs([]).num_users == 0
