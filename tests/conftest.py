@@ -149,7 +149,8 @@ def rated_model(early_shop: Dataset, tiny: Config) -> Recommender:
     )
     small = RatingsConfig(
         KnowledgeConfig(FactorConfig(num_factors=4, num_sweeps=8), num_folds=3, num_fold_sweeps=3),
-        RaterConfig(NetworkConfig(width=16), num_steps=80, batch_size=16, support_sizes=(1, 8), cold_share=0.2),
+        RaterConfig(NetworkConfig(width=16), num_steps=80, batch_size=16, support_sizes=(1, 8)),
+        RaterConfig(NetworkConfig(width=16), num_steps=40, batch_size=16, support_sizes=(1, 8), cold_share=1.0),
     )
     log = rated.select(early_shop.interactions.columns)
     return train(replace(early_shop, interactions=log), replace(tiny, ratings=small))

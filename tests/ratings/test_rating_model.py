@@ -26,7 +26,10 @@ from palate.scorers.kin import NUM_RELATIVES, Kin, no_kin
 USERS, ITEMS, UNSEEN = 120, 30, 4
 CONFIG = RatingsConfig(
     KnowledgeConfig(FactorConfig(num_factors=3, num_sweeps=8), num_folds=3, num_fold_sweeps=3),
-    RaterConfig(NetworkConfig(width=16), num_steps=150, batch_size=16, support_sizes=(2, 12), cold_share=0.3),
+    RaterConfig(NetworkConfig(width=16), num_steps=120, batch_size=16, support_sizes=(2, 12)),
+    RaterConfig(
+        NetworkConfig(width=16), num_steps=80, batch_size=16, support_sizes=(2, 12), cold_share=1.0, cold_support=0.5
+    ),
     most_events=20,
 )
 
@@ -98,7 +101,9 @@ def test_one_persons_answer_is_what_the_rater_says_from_the_whole_tables(
     model, _ = fitted
     items, ratings, asked = np.array([9, 2, 25, 2 + 18]), np.array([2.0, 5.0, 3.0, 4.0]), np.array([7, 29, 2, 7])
     task = Task(0, items, ratings, asked, np.zeros(len(asked)))
-    (slow,) = model.rater.predict([task], np.zeros((1, 0)))
+    known, new = (rater.predict([task], np.zeros((1, 0)))[0] for rater in (model.rater, model.new_items))
+    slow = np.where((asked < ITEMS - UNSEEN)[:, None], known, new)  # item 29 has no rating
+    assert not np.allclose(known[1], new[1], atol=1e-3)
     fast = model.predict(items, ratings, asked, NOBODY, no_kin())
     np.testing.assert_allclose(fast, slow, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(fast.sum(1), 1, rtol=1e-5)
@@ -186,7 +191,8 @@ def test_those_kept_aside_have_no_part_in_the_fit(
 def test_many_distinct_ratings_are_read_in_steps(world: World) -> None:
     rng = np.random.default_rng(1)
     fine = world.ratings._replace(values=world.ratings.values + rng.uniform(0, 0.9, len(world.ratings.values)))
-    short = replace(CONFIG, rater=replace(CONFIG.rater, num_steps=3))
+    few = replace(CONFIG.rater, num_steps=3)
+    short = replace(CONFIG, rater=few, new_items=replace(few, cold_share=1.0))
     model, _ = fit(world, short, fine)
     assert 2 < len(model.levels) <= 32
     assert np.isclose(

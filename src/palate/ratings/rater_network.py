@@ -170,12 +170,13 @@ class RatingNetwork(nn.Module):
         self,
         tables: ItemTables,
         batch: Batch,
-        use_ratings: Float[Tensor, "task"] | None = None,
+        use_ratings: Float[Tensor, "task 2"] | None = None,
     ) -> Float[Tensor, "task query level"]:
-        """`use_ratings` is 0 for tasks whose items are all to be read from content alone; left out, none is."""
-        share = torch.ones(len(batch.table)) if use_ratings is None else use_ratings
-        support = self.items(tables, batch.table, batch.support, share[:, None].expand(batch.support.shape))
-        query = self.items(tables, batch.table, batch.query, share[:, None].expand(batch.query.shape))
+        """`use_ratings`, of the support and of the query, is 0 where items are to be read from content alone; left out,
+        none is."""
+        told, asked = (torch.ones(len(batch.table), 2) if use_ratings is None else use_ratings)[..., None].unbind(1)
+        support = self.items(tables, batch.table, batch.support, told.expand(batch.support.shape))
+        query = self.items(tables, batch.table, batch.query, asked.expand(batch.query.shape))
         target = self.places[batch.support_level] - self.mean - support.entries[..., 0]
         alike = tables.likeness.among(batch.support, batch.support)
         alike_cross = tables.likeness.among(batch.query, batch.support)

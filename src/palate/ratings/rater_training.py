@@ -54,7 +54,9 @@ class RaterConfig:
     average_decay: float = 0.995
     """Share of the average of parameters that a step keeps."""
     cold_share: float = 0.0
-    """Share of the tasks in which every item is read from content alone: 1 to rate new items, 0 for known ones."""
+    """Share of the tasks whose query is read from content alone: 1 to rate new items, 0 for known ones."""
+    cold_support: float = 1.0
+    """Share of these in which the support is read from content alone too: 1 where everything is new."""
     min_ratings: int = 8
     """Ratings that a person needs to be a task."""
     support_sizes: tuple[int, int] = (3, 90)
@@ -78,8 +80,9 @@ class RaterConfig:
         for name in ("weight_decay", "crps", "rank_loss"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"rater.{name} is {getattr(self, name)}; expected 0 or more")
-        if not 0 <= self.cold_share <= 1:
-            raise ConfigError(f"rater.cold_share is {self.cold_share}; expected 0 to 1")
+        for name in ("cold_share", "cold_support"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"rater.{name} is {getattr(self, name)}; expected 0 to 1")
         if not 0 <= self.average_decay < 1:
             raise ConfigError(f"rater.average_decay is {self.average_decay}; expected 0 or more and below 1")
         if not 1 <= self.support_sizes[0] <= self.support_sizes[1]:
@@ -100,7 +103,8 @@ class Drawn(NamedTuple):
 
     batch: Batch
     level: Int64[Tensor, "task query"]
-    use_ratings: Float[Tensor, "task"]
+    use_ratings: Float[Tensor, "task 2"]
+    """Of the support and of the query: 0 where items are read from content alone."""
 
 
 def fit_rater(
@@ -187,8 +191,9 @@ def draw(
         [person.items[events] for person, events in asked],
     )
     cold = rng.random(len(picked)) < config.cold_share
+    cold_support = cold if config.cold_support == 1 else cold & (rng.random(len(picked)) < config.cold_support)
     level = pad([person.levels[events] for person, events in asked])[0]
-    return Drawn(batch, level, torch.from_numpy(~cold).float())
+    return Drawn(batch, level, torch.from_numpy(~np.stack([cold_support, cold], 1)).float())
 
 
 def task_losses(

@@ -41,8 +41,10 @@ class RatingsConfig:
 
     knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
     """What ratings and content say of each item."""
-    rater: RaterConfig = field(default_factory=lambda: RaterConfig(num_steps=600, cold_share=0.2))
-    """How a person's few ratings are read."""
+    rater: RaterConfig = field(default_factory=lambda: RaterConfig(num_steps=600))
+    """How a person's few ratings are read, to rate items that others have rated."""
+    new_items: RaterConfig = field(default_factory=lambda: RaterConfig(num_steps=300, cold_share=1.0, cold_support=0.5))
+    """The same, to rate items that nobody has rated."""
     most_events: int = 100
     """Ratings of a person that are read, the most recent ones."""
 
@@ -80,6 +82,9 @@ class RatingModel:
     """A fitted model of ratings. Items have the numbers of the recommender's vocabulary."""
 
     rater: Rater
+    """Of items that others have rated."""
+    new_items: Rater
+    """Of items that nobody has rated; it reads the same tables."""
     num_known: int
     """Items that were in the log; those from here on have relatives."""
     most_events: int
@@ -104,8 +109,14 @@ class RatingModel:
         items, ratings = items[-self.most_events :], ratings[-self.most_events :]
         numbers, places = np.unique(np.concatenate([items, asked]), return_inverse=True)
         task = Task(0, places[: len(items)], self._nearest(ratings), places[len(items) :], np.zeros(len(asked)))
-        rater = replace(self.rater, tables=self._read(numbers, kin))
-        return rater.predict([task], profile.numpy()[None].astype(np.float64))[0]
+        tables, profiles = self._read(numbers, kin), profile.numpy()[None].astype(np.float64)
+        unrated = tables.rated.numpy()[task.query_items] == 0
+        found = np.zeros((len(asked), len(self.levels)), np.float32)
+        for rater, theirs in ((self.rater, ~unrated), (self.new_items, unrated)):
+            if theirs.any():
+                some = task._replace(query_items=task.query_items[theirs], query_values=np.zeros(theirs.sum()))
+                found[theirs] = replace(rater, tables=tables).predict([some], profiles)[0]
+        return found
 
     def _nearest(self, ratings: Float[np.ndarray, "event"]) -> Float[np.ndarray, "event"]:
         return _snap(ratings, self.levels)
@@ -150,8 +161,9 @@ class RatingModel:
         tables = self.rater.tables
         assert isinstance(tables.likeness, ContentKernels)
         networks = {
-            f"network.{member}.{name}": value
-            for member, network in enumerate(self.rater.networks)
+            f"{kind}.{member}.{name}": value
+            for kind, rater in ((_NETWORK, self.rater), (_NEW_ITEMS, self.new_items))
+            for member, network in enumerate(rater.networks)
             for name, value in network.state_dict().items()
         }
         return (
@@ -174,18 +186,23 @@ class RatingModel:
             likeness=ContentKernels(tuple(vectors)),
         )
         levels, (num_known, num_profile) = tensors["levels"].double().numpy(), tensors["sizes"].tolist()
-        networks = []
-        for member in range(config.rater.num_members):
-            prefix = f"network.{member}."
-            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            start = {"mean": 0.0, "user_bias_variance": 1.0, "noise": 1.0}
-            with torch.random.fork_rng(devices=[]):
-                network = RatingNetwork(tables, own["places"], num_profile, config.rater.network, **start)
-            network.load_state_dict(own)
-            networks.append(network.eval().requires_grad_(False))
-        return RatingModel(Rater(tuple(networks), tables, levels, num_profile), num_known, config.most_events)
+        raters = []
+        for kind, settings in ((_NETWORK, config.rater), (_NEW_ITEMS, config.new_items)):
+            networks = []
+            for member in range(settings.num_members):
+                prefix = f"{kind}.{member}."
+                own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+                start = {"mean": 0.0, "user_bias_variance": 1.0, "noise": 1.0}
+                with torch.random.fork_rng(devices=[]):
+                    network = RatingNetwork(tables, own["places"], num_profile, settings.network, **start)
+                network.load_state_dict(own)
+                networks.append(network.eval().requires_grad_(False))
+            raters.append(Rater(tuple(networks), tables, levels, num_profile))
+        known, new = raters
+        return RatingModel(known, new, num_known, config.most_events)
 
 
+_NETWORK, _NEW_ITEMS = "network", "new_items"
 _PER_TABLE = ("warm", "cold", "warm_variance", "cold_variance")
 _VECTORS = "vectors."
 
@@ -243,9 +260,20 @@ def fit_rating_model(
     judged, kept = _keep_aside(ratings, config)
     described = describe_content(content, num_text)
     knowledge = fit_knowledge(kept, len(content), described.kernels, config.knowledge, seed=seed)
-    rater = fit_rater(kept, profiles, knowledge, described, config.rater, seed=seed, on_step=on_step)
-    quality = _judge(rater, kept, judged, profiles, len(content)) if judged else None
-    return RatingModel(rater, num_known, config.most_events), quality
+    steps = [each.num_members * each.num_steps for each in (config.rater, config.new_items)]
+    known, new = (
+        fit_rater(kept, profiles, knowledge, described, each, seed=seed, on_step=_counting(on_step, before, sum(steps)))
+        for each, before in ((config.rater, 0), (config.new_items, steps[0]))
+    )
+    quality = _judge(known, kept, judged, profiles, len(content)) if judged else None
+    return RatingModel(known, new, num_known, config.most_events), quality
+
+
+def _counting(
+    on_step: Callable[[int, int, float], None] | None, before: int, total: int
+) -> Callable[[int, int, float], None] | None:
+    """Count steps on from those of another training."""
+    return None if on_step is None else lambda step, of, loss: on_step(before + step, total, loss)
 
 
 def describe_content(content: Float[Tensor, "item content"], num_text: int) -> ItemContent:

@@ -33,7 +33,7 @@ from palate.recommend.item_table import ItemTable
 from palate.scorers.evidence import Scorers
 from palate.scorers.kin import Kin
 
-FORMAT = 7
+FORMAT = 8
 _MODEL, _USERS, _VOCABULARY, _NAMES = FILES = (
     "model.safetensors",
     "people.safetensors",
