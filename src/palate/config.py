@@ -190,7 +190,8 @@ class Config:
     """How other attributes, of items and of people, become numbers."""
     backbone: str | None = None
     """Folder of a model that `palate pretrain` has trained: it is the shared model then, as it is, and brings the
-    settings of `model` with it. None: the members are trained here."""
+    settings of `model` with it; `batches`, `training` and `refit` say nothing then, but to a retraining, which goes on
+    from the served model. None: the members are trained here."""
     num_members: int = 2
     """Shared models trained from different seeds and scored together."""
     model: SequenceModelConfig = field(

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from palate.errors import ConfigError
-from palate.meta.learner import Events, Fast, Learner, LearnerEntry, Params, Working, make_learner, weights_of
+from palate.meta.learner import Events, Fast, Learner, LearnerEntry, Params, Rows, Working, make_learner, weights_of
 from palate.meta.model import Model
 from palate.meta.objectives import Objective
 from palate.meta.ridge import RidgeConfig, deviation, init, linear_check, moved_by, solve, start_of
@@ -51,7 +51,7 @@ def build(model: Model, objective: Objective, config: LaplaceConfig, num_profile
         features = torch.where(counts[:, None], model.features(shared, support.inputs), 0.0)
         start = model.predict(shared, support.inputs)
         target = torch.where(counts, support.target, 0.0)
-        delta, _ = find_mode(config, params, objective, features, target, support.weight, start)
+        delta, _ = find_mode(config, params, objective, Rows(features, target, support.weight, start))
         return moved_by(model, fast, delta)
 
     return make_learner(model, objective, init(model, config), prior, adapt, check=linear_check(model))
@@ -61,12 +61,10 @@ def find_mode(
     config: LaplaceConfig,
     params: Params,
     objective: Objective,
-    features: Float[Tensor, "event feature"],
-    target: Float[Tensor, "event"],
-    weight: Float[Tensor, "event"],
-    start: Float[Tensor, "event"],
+    rows: Rows,
 ) -> tuple[Float[Tensor, "feature"], Float[Tensor, "event"]]:
     """The most probable departure from the start, and what it adds to the prediction of each event."""
+    features, target, weight, start = rows
     scale, noise = deviation(params, features), params["log_noise"].exp()
     delta, lift = torch.zeros_like(scale), torch.zeros_like(target)
     lengths = torch.tensor(_LENGTHS, dtype=scale.dtype, device=scale.device)
@@ -92,15 +90,12 @@ def posterior(
     config: LaplaceConfig,
     params: Params,
     objective: Objective,
-    features: Float[Tensor, "event feature"],
-    target: Float[Tensor, "event"],
-    weight: Float[Tensor, "event"],
-    start: Float[Tensor, "event"],
+    rows: Rows,
 ) -> Working:
     """The Gaussian at the mode: each event tells as much as its loss is curved there."""
-    _, lift = find_mode(config, params, objective, features, target, weight, start)
-    curvature = objective.curvature(start + lift, target).clamp_min(_CURVATURE_FLOOR)
-    return Working(deviation(params, features), 0.5 * weight * curvature, params["log_noise"].exp())
+    _, lift = find_mode(config, params, objective, rows)
+    curvature = objective.curvature(rows.start + lift, rows.target).clamp_min(_CURVATURE_FLOOR)
+    return Working(deviation(params, rows.features), 0.5 * rows.weight * curvature, params["log_noise"].exp())
 
 
 LAPLACE = LearnerEntry(LaplaceConfig, build, posterior=posterior)

@@ -87,21 +87,18 @@ class Working(NamedTuple):
     """Noise variance of an event of weight 1."""
 
 
-Regression = Callable[
-    [
-        Any,
-        Params,
-        Objective,
-        Float[Tensor, "event feature"],
-        Float[Tensor, "event"],
-        Float[Tensor, "event"],
-        Float[Tensor, "event"],
-    ],
-    Working,
-]
-"""(config, own parameters, objective, features, targets, weights, predictions of the start), of `linear_model`.
+class Rows(NamedTuple):
+    """The support of one task as a linear head reads it."""
 
-ConfigError where the settings leave no Gaussian posterior."""
+    features: Float[Tensor, "event feature"]
+    target: Float[Tensor, "event"]
+    weight: Float[Tensor, "event"]
+    start: Float[Tensor, "event"]
+    """What the weights before adapting predict."""
+
+
+Regression = Callable[[Any, Params, Objective, Rows], Working]
+"""(config, own parameters, objective, support), of `linear_model`; ConfigError where the settings leave no Gaussian."""
 
 
 class LearnerEntry(NamedTuple):

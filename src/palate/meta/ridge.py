@@ -34,6 +34,7 @@ from palate.meta.learner import (
     LearnerEntry,
     Params,
     Quick,
+    Rows,
     Tasks,
     Working,
     cleared,
@@ -227,15 +228,12 @@ def posterior(
     config: RidgeConfig,
     params: Params,
     objective: Objective,
-    features: Float[Tensor, "event feature"],
-    target: Float[Tensor, "event"],
-    weight: Float[Tensor, "event"],
-    start: Float[Tensor, "event"],
+    rows: Rows,
 ) -> Working:
     """The regression itself; ConfigError for the l1 penalty, whose posterior is not Gaussian."""
     if config.penalty == "l1":
         raise ConfigError("learner.penalty is 'l1', whose posterior has no closed form; explore with l2 or learned")
-    return Working(deviation(params, features), weight, params["log_noise"].exp())
+    return Working(deviation(params, rows.features), rows.weight, params["log_noise"].exp())
 
 
 RIDGE = LearnerEntry(RidgeConfig, build, quick=quick, posterior=posterior)

@@ -1,7 +1,7 @@
 """A shared model that `palate pretrain` has trained, taken as the backbone of a recommender as it is.
 
-Whoever meta-learns above it must be met by people whom it has not seen (law of all cross-fitting here): those whom
-`palate events` left out by their ids, and those who came after the last event that it has learned from.
+The head above it is meta-trained on people whom it has not seen: those whom `palate events` left out by their ids, and
+those who came after the last event that it has learned from.
 """
 
 from collections.abc import Mapping

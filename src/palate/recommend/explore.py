@@ -53,7 +53,7 @@ from scipy.linalg import solve_triangular  # type: ignore[import-untyped]
 
 from palate.errors import ConfigError, NumericalError
 from palate.meta.head import EPSILON, OBJECTIVE, Support, gate_inputs, prior_deviation
-from palate.meta.learner import Params
+from palate.meta.learner import Params, Rows
 from palate.meta.objectives import find_objective
 from palate.meta.table import LEARNERS, find_learner, read_settings
 from palate.metrics import NO_ITEM, top_k
@@ -209,10 +209,7 @@ def belief_of(
             read_settings(learner, settings),
             own,
             find_objective(OBJECTIVE),
-            features * scale,
-            support.target[real],
-            support.weight[real],
-            features @ prior,
+            Rows(features * scale, support.target[real], support.weight[real], features @ prior),
         )
         scale, noise = scale * working.deviation, float(working.noise)
         rows = (features * scale * working.weight.sqrt()[:, None]).numpy()
