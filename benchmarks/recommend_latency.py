@@ -17,7 +17,7 @@ import torch
 
 from palate.baselines import EASEConfig, fit_ease
 from palate.cli import find_model
-from palate.data.episodes import purchase_matrix
+from palate.data.choices import purchase_matrix
 from palate.metrics import top_k
 
 NUM_EVENTS = 10
@@ -43,7 +43,7 @@ def main() -> None:
     supports = [history.items[:NUM_EVENTS] for history in people]
     ids = [[model.vocabulary.ids[item] for item in support] for support in supports]
     states = [model.adapt(events) for events in ids]
-    ease = fit_ease(purchase_matrix(model.users.values(), model.num_trained), EASEConfig())
+    ease = fit_ease(purchase_matrix(model.users.chosen, model.num_trained), EASEConfig())
 
     def ease_list(person: int) -> object:
         scores = ease([supports[person % len(supports)]])

@@ -26,11 +26,12 @@ from palate.evaluation.few_shot import newcomers_after
 from palate.meta.training import World, meta_train
 from palate.pipeline import train
 from palate.pipeline.members import refit_training
-from palate.pipeline.newcomers import deal, newcomers_of, split_newcomers, without
+from palate.pipeline.newcomers import deal, newcomers_of, split_newcomers
 from palate.pipeline.preparing import prepare
 from palate.pipeline.shared import alone, assemble
 from palate.progress import Reporter
 from palate.recommend import Recommender
+from people import choices_of
 
 
 def scores_of(model: Recommender, events: list[str]) -> dict[str, float]:
@@ -92,9 +93,9 @@ def test_each_member_is_trained_without_the_newcomers_whom_the_head_meets_with_i
     assert len(folds) == len(worlds) == tiny.num_members == 2
     assert sorted(user for fold in folds for user in fold) == sorted(newcomers)
     for member, (job, fold, world) in enumerate(zip(jobs, folds, worlds, strict=True)):
-        met = {tuple(history.items) for history in job.histories}
-        assert len(job.histories) == len(everyone) - len(fold)
-        assert met == {tuple(history.items) for history in without(everyone, fold).values()}
+        others = everyone.without(fold)
+        assert job.chosen.num_users == len(others) == len(everyone) - len(fold)
+        assert job.chosen.items.tolist() == others.chosen.items.tolist()
         # The people of the world are those of the fold, and what it says of the items is that member's alone.
         people = sum(len(episodes.user.unique()) for episodes in (world.train, world.validation))
         assert people == len(fold)
@@ -105,7 +106,7 @@ def test_each_member_is_trained_without_the_newcomers_whom_the_head_meets_with_i
         torch.testing.assert_close(world.items.bias, trained[member].weights["items.bias"])
     # Then they go on to everyone, from those weights and for less time, and serve.
     for job, before, after, served in zip(again, trained, last, model.backbone.models(), strict=True):
-        assert len(job.histories) == len(everyone)
+        assert job.chosen.num_users == len(everyone)
         assert (job.training.num_epochs, job.training.learning_rate) == (1, tiny.training.learning_rate)
         assert job.start is not None
         assert all(torch.equal(job.start[name], value) for name, value in before.weights.items())
@@ -147,14 +148,14 @@ def test_one_member_has_all_newcomers_for_its_fold(
     train(early_shop, replace(tiny, num_members=1))
     histories = prepare(early_shop, tiny).histories
     [[first], [last]] = [jobs for jobs, _ in seen]
-    assert len(first.histories) == len(newcomers_of(histories, tiny)[0])
-    assert len(last.histories) == len(histories)
+    assert first.chosen.num_users == len(newcomers_of(histories, tiny)[0])
+    assert last.chosen.num_users == len(histories)
 
 
 def test_few_newcomers_are_the_folds_of_some_members(tiny: Config) -> None:
-    people = {f"user-{number}": EMPTY_HISTORY for number in range(8)}
+    people = choices_of([EMPTY_HISTORY] * 8)
     assert [len(fold) for fold in deal(people, 4)] == [4, 4]
-    assert [len(fold) for fold in deal(dict(list(people.items())[:3]), 4)] == [3]
+    assert [len(fold) for fold in deal(people.take(np.arange(3)), 4)] == [3]
     assert [len(fold) for fold in deal(people, 1)] == [8]
 
 

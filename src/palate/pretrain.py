@@ -38,6 +38,7 @@ from palate.config import _build as build_settings
 from palate.data.episodes import is_held_out
 from palate.data.event_log import EventLog, open_events, write_events
 from palate.data.files import write_atomically
+from palate.data.record import read_record
 from palate.data.vocabulary import Vocabulary
 from palate.errors import ConfigError, DataError, ModelError
 from palate.scorers.next_item import hold_out_last, judge_next
@@ -131,39 +132,19 @@ def write_log(
         interactions = interactions.filter(~pl.col("user_id").is_in(left_out))
         if interactions.is_empty():
             raise DataError(f"events: everybody is left out with held_out = {held_out}; lower it")
-    kinds = interactions["event_type"].unique().sort().to_list()
+    items = interactions["item_id"].unique().sort().to_list()
+    users, kinds, log = read_record(interactions, Vocabulary(tuple(items)))
     if len(kinds) > 255:
         raise DataError(f"events: {len(kinds)} event types; at most 255 can be told apart; merge some")
-    items = interactions["item_id"].unique().sort().to_list()
-    rows = (
-        interactions.with_row_index("order")
-        .sort("user_id", "order")
-        .select(
-            pl.col("user_id"),
-            pl.col("item_id").replace_strict(items, list(range(len(items))), return_dtype=pl.Int32),
-            pl.col("event_type").replace_strict(kinds, list(range(len(kinds))), return_dtype=pl.UInt8),
-            pl.col("weight").cast(pl.Float32),
-            seconds=pl.col("timestamp").dt.epoch("us") / 1e6,
-        )
-    )
-    people = rows.group_by("user_id", maintain_order=True).len()
-    counts = people["len"].to_numpy()
-    log = EventLog(
-        rows["item_id"].to_numpy(),
-        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        rows["seconds"].to_numpy(),
-        rows["event_type"].to_numpy(),
-        rows["weight"].to_numpy(),
-        None if profiles is None else _table("person", "profile", people["user_id"].to_list(), profiles),
-    )
+    if profiles is not None:
+        log = replace(log, profiles=_table("person", "profile", list(users), profiles))
     table = None if content is None else _table("item", "content", items, content)
     (folder / "names.json").unlink(missing_ok=True)  # the names come last and make the folder valid
     write_events(log, folder)
     (folder / "content.safetensors").unlink(missing_ok=True)
     if table is not None:
         write_atomically(folder / "content.safetensors", save({"content": torch.from_numpy(table)}))
-    until = float(rows["seconds"].max() or 0.0)  # type: ignore[arg-type]
-    names = {"items": items, "kinds": kinds, "held_out": held_out, "until": until}
+    names = {"items": items, "kinds": kinds, "held_out": held_out, "until": float(log.times.max(initial=0.0))}
     write_atomically(folder / "names.json", json.dumps(names).encode())
     return log
 

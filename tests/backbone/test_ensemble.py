@@ -33,7 +33,9 @@ PEOPLE = [history([row % 10, (row + 1) % 10, (row + 2) % 10]) for row in range(1
 
 
 def job(seed: int, content: Tensor = CONTENT, folder: Path | None = None) -> Job:
-    return Job(f"job-{seed}", CONFIG, BATCHES, TRAINING, content, PEOPLE, torch.ones(16, 2), seed, folder)
+    return Job(
+        f"job-{seed}", CONFIG, BATCHES, TRAINING, content, from_histories(PEOPLE), torch.ones(16, 2), seed, folder
+    )
 
 
 def read(people: list[History], profiles: Tensor) -> Batch:

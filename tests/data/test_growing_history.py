@@ -7,7 +7,8 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palate.data.episodes import build_histories
+from palate.data.choices import read_choices
+from palate.data.episodes import EventMeaning
 from palate.data.growing_history import GrowingHistory
 from palate.data.log import validate_interactions
 from palate.data.vocabulary import Vocabulary
@@ -32,12 +33,13 @@ def test_after_every_event_it_is_what_the_log_says(events: list[tuple[int, str, 
         source="events",
     )
     vocabulary = Vocabulary(tuple(f"item-{item}" for item in range(5)))
+    meaning = EventMeaning(frozenset({"cancel"}), frozenset({"rating"}))
     growing = GrowingHistory[int]()
     for length, (item, kind, _) in enumerate(events, start=1):
         seconds = (log["timestamp"][length - 1] - datetime(1970, 1, 1)).total_seconds()
         rating = float(1 + (length - 1) % 5) if kind == "rating" else None
         growing.add(item, seconds, refuses=kind == "cancel", rating=rating)
-        expected = build_histories(log.head(length), vocabulary, ["cancel"], ["rating"])["one"]
+        expected = read_choices(log.head(length), vocabulary, meaning)["one"]
         found = growing.history()
         assert found.items.tolist() == expected.items.tolist()
         assert found.times.tolist() == expected.times.tolist()

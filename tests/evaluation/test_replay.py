@@ -13,8 +13,9 @@ from torch import Tensor
 
 from palate.config import Config, GateConfig
 from palate.data.catalog import Catalog
+from palate.data.choices import read_choices
 from palate.data.dataset import Dataset
-from palate.data.episodes import History, build_histories
+from palate.data.episodes import History
 from palate.errors import ConfigError, ModelError
 from palate.evaluation.replay import MISS, Replay, compare, gate, replay, window_start
 from palate.recommend import Recommender
@@ -234,7 +235,7 @@ def test_a_new_item_counts_once_it_is_listed(model: Recommender, shop: Dataset) 
     assert found.users[place] == user
     assert found.ranks[0, place] >= 0
     assert found.ranks[1, place] == MISS
-    histories = build_histories(dataset.interactions, model.add_items(new).vocabulary, ["cancel"])
+    histories = read_choices(dataset.interactions, model.add_items(new).vocabulary, model.config.meaning)
     assert histories[user].items[-1] == len(model.vocabulary)
 
 

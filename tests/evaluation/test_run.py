@@ -155,7 +155,7 @@ def test_a_model_that_knows_the_judged_people_is_refused(shop: Dataset, tiny: Co
 
 def test_a_model_that_does_not_know_its_people_is_refused(model: Recommender, shop: Dataset) -> None:
     with pytest.raises(DataError, match="holds no people"):
-        evaluate(replace(model, users={}, profiles={}), shop)
+        evaluate(model.without_people(), shop)
 
 
 def test_the_evidence_against_chance_is_reported(results: dict[str, Any], model: Recommender) -> None:

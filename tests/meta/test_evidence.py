@@ -21,10 +21,15 @@ from palate.meta.evidence import (
     layout_of,
 )
 from palate.meta.head import Items, catalogue_statistics
+from people import choices_of
 
 
 def history(items: list[int]) -> History:
     return History(np.array(items, np.int64), np.arange(len(items), dtype=float), np.zeros(0, np.int64))
+
+
+def evidence_of(people: list[History], num_items: int, config: EvidenceConfig) -> Tensor:
+    return fit_evidence(choices_of(people).chosen, num_items, config)
 
 
 def random_people(num_items: int = 12, num_people: int = 60) -> list[History]:
@@ -50,7 +55,7 @@ class TestEvidence:
         people = random_people()
         cosine = shrunk_cosine(people, 12, shrink, exponent)
         assert np.linalg.eigvalsh(cosine).min() > -1e-9  # else only the nearest such matrix has a factor
-        evidence = fit_evidence(people, 12, EvidenceConfig(rank=50, shrink=shrink, exponent=exponent)).double().numpy()
+        evidence = evidence_of(people, 12, EvidenceConfig(rank=50, shrink=shrink, exponent=exponent)).double().numpy()
         assert evidence.shape == (12, 12)
         scale = 0.4 / np.diag(cosine)[:-1].mean()
         np.testing.assert_allclose(evidence @ evidence.T, cosine * scale, atol=1e-6)
@@ -58,26 +63,26 @@ class TestEvidence:
         assert np.square(evidence[:-1]).sum(1).mean() == pytest.approx(0.4, rel=1e-5)
 
     def test_an_item_without_events_has_a_zero_row(self) -> None:
-        evidence = fit_evidence(random_people(), 12, EvidenceConfig(rank=4))
+        evidence = evidence_of(random_people(), 12, EvidenceConfig(rank=4))
         assert (evidence[-1].abs() < 1e-6).all()
         assert (evidence[:-1].norm(dim=1) > 0.05).all()
 
     def test_a_lower_rank_keeps_the_leading_directions(self) -> None:
         people = random_people()
-        evidence = fit_evidence(people, 12, EvidenceConfig(rank=3)).double()
+        evidence = evidence_of(people, 12, EvidenceConfig(rank=3)).double()
         values = np.linalg.eigvalsh(shrunk_cosine(people, 12, 10.0, 0.4))[::-1]
         kept = evidence.square().sum(0)
         np.testing.assert_allclose(kept / kept[0], values[:3] / values[0], rtol=1e-4)
 
     def test_few_people_leave_columns_empty_but_there(self) -> None:
-        evidence = fit_evidence([history([0, 1])], 6, EvidenceConfig(rank=4))
+        evidence = evidence_of([history([0, 1])], 6, EvidenceConfig(rank=4))
         assert evidence.shape == (6, 4)
         assert torch.isfinite(evidence).all()
         assert (evidence[:, 1:].abs() < 1e-6).all()
 
     def test_items_bought_together_are_alike(self) -> None:
         people = [history([0, 1])] * 20 + [history([2, 3])] * 20
-        evidence = fit_evidence(people, 4, EvidenceConfig(rank=4))
+        evidence = evidence_of(people, 4, EvidenceConfig(rank=4))
         similar = evidence @ evidence.T
         assert similar[0, 1] > 0.3
         assert similar[0, 2].abs() < 1e-6
@@ -127,7 +132,7 @@ class TestFeatures:
         content = torch.cat([taste, 1 - taste, 0.1 * torch.randn(20, 2, generator=generator)], 1)
         vectors = torch.randn(20, 3, generator=generator)
         config = EvidenceConfig(rank=8, content_penalty=0.1)
-        features, space = fit_features(fit_evidence(people, 20, config), content, vectors, config)
+        features, space = fit_features(evidence_of(people, 20, config), content, vectors, config)
         return features, content, vectors, space
 
     def test_blocks_are_evidence_content_and_backbone(self) -> None:
@@ -155,7 +160,7 @@ class TestFeatures:
 
 
 def test_popularity_by_hand() -> None:
-    popularity = fit_popularity([history([0, 1]), history([0]), history([0])], 3)
+    popularity = fit_popularity(choices_of([history([0, 1]), history([0]), history([0])]).chosen, 3)
     logs = np.log([4.0, 2.0, 1.0])
     expected = (logs - logs.mean()) / logs.std()
     np.testing.assert_allclose(popularity.items, expected, rtol=1e-5)
@@ -163,7 +168,7 @@ def test_popularity_by_hand() -> None:
 
 
 def test_popularity_of_equals_is_zero() -> None:
-    assert fit_popularity([history([0, 1, 2])], 3).items.tolist() == [0, 0, 0]
+    assert fit_popularity(choices_of([history([0, 1, 2])]).chosen, 3).items.tolist() == [0, 0, 0]
 
 
 def test_layout_gives_each_block_its_start() -> None:
@@ -213,8 +218,8 @@ class TestSparse:
 
     def both(self, people: list[History]) -> tuple[Tensor, Tensor]:
         unique = [history(list(dict.fromkeys(person.items.tolist()))) for person in people]
-        dense = fit_evidence(unique, self.num_items, self.config)
-        return dense, fit_evidence(unique, self.num_items, replace(self.config, dense_items=10))
+        dense = evidence_of(unique, self.num_items, self.config)
+        return dense, evidence_of(unique, self.num_items, replace(self.config, dense_items=10))
 
     def test_inner_products_are_those_of_the_full_matrix(self) -> None:
         dense, sparse = self.both(self.people())
@@ -245,24 +250,27 @@ class TestSparse:
 
     def test_the_full_matrix_is_taken_up_to_the_size_that_is_set(self) -> None:
         people = [history(list(dict.fromkeys(person.items.tolist()))) for person in self.people()]
-        at = fit_evidence(people, 90, replace(self.config, dense_items=90))
-        assert torch.equal(at, fit_evidence(people, 90, self.config))
-        assert not torch.equal(at, fit_evidence(people, 90, replace(self.config, dense_items=89)))
+        at = evidence_of(people, 90, replace(self.config, dense_items=90))
+        assert torch.equal(at, evidence_of(people, 90, self.config))
+        assert not torch.equal(at, evidence_of(people, 90, replace(self.config, dense_items=89)))
 
     def test_of_a_long_history_the_most_recent_items_count(self) -> None:
         people = [history(list(range(80))), history([79, 78, 77])] * 3
         cut = [history(person.items[-5:].tolist()) for person in people]
         config = replace(self.config, rank=3, dense_items=10)
-        assert torch.equal(fit_evidence(people, 90, replace(config, most_items=5)), fit_evidence(cut, 90, config))
+        assert torch.equal(
+            evidence_of(people, 90, replace(config, most_items=5)),
+            evidence_of(cut, 90, config),
+        )
 
 
 def test_a_half_life_of_popularity_by_hand() -> None:
     """Days 0 and 10 with a half-life of 10 at day 10: weights 1/2 and 1, scaled to two choices in all."""
     day = 86_400.0
     people = [History(np.array([0, 1]), np.array([0.0, 10 * day]), np.zeros(0, np.int64))]
-    found = fit_popularity(people, 3, half_life=10.0, now=10 * day)
+    found = fit_popularity(choices_of(people).chosen, 3, half_life=10.0, now=10 * day)
     np.testing.assert_allclose(found.counts, [2 / 3, 4 / 3, 0], rtol=1e-6)
-    plain = fit_popularity(people, 3)
+    plain = fit_popularity(choices_of(people).chosen, 3)
     assert plain.counts.tolist() == [1, 1, 0]
     assert found.items[1] > plain.items[1]
 

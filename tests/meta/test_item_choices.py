@@ -141,7 +141,7 @@ def test_however_people_changed_only_what_they_are_now_counts(
         range(NUM, NUM + 3),
         [
             [
-                known_by(found, place)
+                known_by(found.items, found.times, place)
                 for found in now.values()
                 for place in np.flatnonzero((found.items == item) & (found.times > 100 * DAY)).tolist()
             ]

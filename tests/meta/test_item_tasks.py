@@ -20,6 +20,7 @@ from palate.meta.item_tasks import (
     popularity_of,
     warm_rows,
 )
+from people import choices_of
 
 DAY = 86_400.0
 EVIDENCE = EvidenceConfig(rank=4, shrink=2.0, exponent=0.5)
@@ -63,9 +64,9 @@ def test_choosers_by_hand() -> None:
 
 def test_what_was_known_when_the_choice_was_made() -> None:
     person = history([4, 2, 7, 9], [0.0, 5.0, 5.0, 6.0])
-    assert known_by(person, 0).tolist() == [4]
-    assert known_by(person, 1).tolist() == [4, 2, 7], "of one basket all is known"
-    assert known_by(person, 3).tolist() == [4, 2, 7, 9]
+    assert known_by(person.items, person.times, 0).tolist() == [4]
+    assert known_by(person.items, person.times, 1).tolist() == [4, 2, 7], "of one basket all is known"
+    assert known_by(person.items, person.times, 3).tolist() == [4, 2, 7, 9]
 
 
 def warm(counts: Tensor, people: list[list[np.ndarray]], config: ItemTaskConfig, prior: Items) -> Items:
@@ -134,7 +135,14 @@ class TestLearning:
     def fit(self, foretold: Items) -> ItemPosterior:
         people, items, counts = self.world()
         return fit_item_posterior(
-            people, items, foretold, counts, ItemTaskConfig(sizes=(1, 5)), EVIDENCE, until=400.0, seed=0
+            choices_of(people).chosen,
+            items,
+            foretold,
+            counts,
+            ItemTaskConfig(sizes=(1, 5)),
+            EVIDENCE,
+            until=400.0,
+            seed=0,
         )
 
     def test_content_that_tells_all_is_believed(self) -> None:
@@ -156,7 +164,14 @@ class TestLearning:
     def test_with_too_few_items_content_is_believed(self) -> None:
         people, items, counts = self.world()
         posterior = fit_item_posterior(
-            people[:3], items, items, counts, ItemTaskConfig(sizes=(1, 3)), EVIDENCE, until=9.0, seed=0
+            choices_of(people[:3]).chosen,
+            items,
+            items,
+            counts,
+            ItemTaskConfig(sizes=(1, 3)),
+            EVIDENCE,
+            until=9.0,
+            seed=0,
         )
         assert posterior.evidence.tolist() == posterior.vectors.tolist() == [[1, 0]] * 3
 
@@ -164,7 +179,7 @@ class TestLearning:
         people, items, counts = self.world()
         items = items._replace(bias=-2 + 1.5 * counts.log1p())
         posterior = fit_item_posterior(
-            people, items, items, counts, ItemTaskConfig(sizes=(1,)), EVIDENCE, until=400.0, seed=0
+            choices_of(people).chosen, items, items, counts, ItemTaskConfig(sizes=(1,)), EVIDENCE, until=400.0, seed=0
         )
         torch.testing.assert_close(posterior.bias, torch.tensor([-2.0, 1.5]), atol=1e-3, rtol=0)
         standard = popularity_of(posterior, counts)
@@ -184,7 +199,7 @@ def test_the_rate_of_new_items_is_found() -> None:
     items = make_items(1500)
     counts = torch.from_numpy(np.bincount([item for _, item in rows], minlength=1500)).float()
     posterior = fit_item_posterior(
-        people, items, items, counts, ItemTaskConfig(sizes=(1,)), EVIDENCE, until=100 * DAY, seed=0
+        choices_of(people).chosen, items, items, counts, ItemTaskConfig(sizes=(1,)), EVIDENCE, until=100 * DAY, seed=0
     )
     choices, days = posterior.rate.tolist()
     assert choices == pytest.approx(2.0, rel=0.2)

@@ -81,15 +81,15 @@ def make_tasks(
             seen.append(np.isin(np.arange(NUM_ITEMS), head))
             states.append(rng.normal(size=DIM))
             profiles.append(rng.normal(size=2))
-    state = torch.tensor(np.array(states), dtype=torch.float32)
+    state, log = torch.tensor(np.array(states), dtype=torch.float32), from_histories(supports)
     return Episodes(
         torch.tensor(sizes).repeat(num_people),
         Profile(torch.tensor(np.array(profiles), dtype=torch.float32), state),
-        make_supports(supports, items.features, state),
+        make_supports(log, log.recent(0), np.zeros(len(supports), np.bool_), items.features, state),
         torch.tensor(np.array(relevant)),
         torch.tensor(np.array(seen)),
         torch.arange(num_people).repeat_interleave(len(sizes)),
-        from_histories(supports),
+        log,
     )
 
 
@@ -392,7 +392,8 @@ def test_validation_is_the_mean_over_sizes_of_the_mean_over_people() -> None:
     relevant = torch.tensor([[False, True, False]] * 4)
     seen = torch.tensor([[True, False, False]] * 3 + [[False] * 3])
     histories = [History(np.zeros(1, np.int64), np.zeros(1), np.zeros(0, np.int64))] * 4
-    support = make_supports(histories, items.features, torch.zeros(4, DIM))
+    log = from_histories(histories)
+    support = make_supports(log, log.recent(0), np.zeros(4, np.bool_), items.features, torch.zeros(4, DIM))
     tasks = Episodes(
         torch.tensor([1, 1, 1, 0]),
         Profile(torch.zeros(4, 2), torch.zeros(4, DIM)),
@@ -400,7 +401,7 @@ def test_validation_is_the_mean_over_sizes_of_the_mean_over_people() -> None:
         relevant,
         seen,
         torch.arange(4),
-        from_histories(histories),
+        log,
     )
     value = validate(head_of("ridge"), make_params("ridge", items), no_scorers(), [World(items, tasks, tasks)])
     assert value == pytest.approx((1 + 1 / np.log2(3)) / 2)
@@ -422,7 +423,9 @@ class TestMakeEpisodes:
         return History(np.array(items, np.int64), times, np.array([40], np.int64))
 
     def make(self, sizes: tuple[int, ...], min_query: int = 2) -> Episodes:
-        return make_episodes(self.people, self.profiles, self.backbone, self.vectors, self.items, sizes, min_query)
+        return make_episodes(
+            from_histories(self.people), self.profiles, self.backbone, self.vectors, self.items, sizes, min_query
+        )
 
     def test_each_size_that_leaves_enough_to_predict(self) -> None:
         # Six items: cuts at 0, 2, 4; two items: at 0; four items: at 0 and 2. The backbone does not read 5.
@@ -459,7 +462,7 @@ class TestMakeEpisodes:
         assert episodes.support.target.tolist() == [[1, 1], [1, 1]]  # a refusal has no time, so it is left out
 
     def test_a_list_may_be_judged_by_the_next_few_alone(self) -> None:
-        people = (self.people, self.profiles, self.backbone, self.vectors, self.items)
+        people = (from_histories(self.people), self.profiles, self.backbone, self.vectors, self.items)
         episodes = make_episodes(*people, (0, 2), 1, 2)
         assert [row.nonzero().flatten().tolist() for row in episodes.relevant] == [
             sorted(wanted) for wanted in ([5, 9], [2, 7], [8, 3], [4, 6], [0, 11])

@@ -17,8 +17,9 @@ def test_files_give_the_same_files_again(model: Recommender) -> None:
     again = from_files(files, "here")
     assert to_files(again) == files
     assert again.item_table.titles == model.titles
-    for user, history in model.users.items():
-        assert all(np.array_equal(*pair) for pair in zip(again.users[user], history, strict=True))
+    assert again.record[:2] == model.record[:2]
+    for name, column in vars(model.record.log).items():
+        np.testing.assert_array_equal(getattr(again.record.log, name), column)
 
 
 def test_the_id_is_that_of_the_weights_alone(model: Recommender) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from palate.data.event_log import from_histories, from_sequences
 from palate.errors import ConfigError, NumericalError
 from palate.meta.head import OBJECTIVE, Profile, Support, make_head, prior_deviation, score_rows, scoring_rows
 from palate.meta.learner import Events
@@ -44,7 +45,9 @@ def made_up(num_events: int, *, noise: float = 0.7, unit: float = 1.3, seed: int
 def support_of(model: Recommender, events: Sequence[str]) -> Support:
     history = model.adapt(list(events)).history
     states = torch.zeros(1, model.items.vectors.shape[1])
-    return Support(*(value[0] for value in make_supports([history], model.items.features, states)))
+    chosen, refused = from_histories([history]), from_sequences([history.refused])
+    returning = np.array([history.returning])
+    return Support(*(value[0] for value in make_supports(chosen, refused, returning, model.items.features, states)))
 
 
 def belief_after(model: Recommender, events: Sequence[str]) -> Belief:

@@ -136,7 +136,7 @@ def test_a_saved_model_goes_on_from_there(extended: Recommender, tmp_path: Path)
 
 def test_people_can_be_kept_elsewhere(extended: Recommender, early_shop: Dataset) -> None:
     """Without people in the model, their earlier events in the table say the same."""
-    bare = replace(extended, users={}, profiles={})
+    bare = extended.without_people()
     past = early_shop.interactions.select("user_id", "item_id", "timestamp", "event_type")
     events = choices(5).with_columns(
         event_type=pl.lit("purchase"), timestamp=pl.col("timestamp").cast(pl.Datetime("us"))

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from palate.data.catalog import Catalog
+from palate.data.episodes import EventMeaning
 from palate.errors import DataError
 from palate.recommend import Recommender
 from palate.recommend.item_table import ItemTable
@@ -12,6 +13,7 @@ from palate.recommend.item_table import ItemTable
 NEW = Catalog.infer(
     pl.DataFrame({"item_id": ["garden-01", "new"], "title": ["old", "garden gnome"], "price": [1.0, 3.0]})
 )
+NOTHING = EventMeaning(frozenset(), frozenset())
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def test_scoring_rows_have_the_bias_behind_the_vectors(table: ItemTable) -> None
 def test_choices_are_taken_in_and_given_back(model: Recommender) -> None:
     more = longer(model)
     events = pl.DataFrame({"user_id": ["a", "b"], "item_id": ["new", "new"], "timestamp": ["2025-01-01", "2025-01-02"]})
-    choices, now = more.read_choices(events, {}, 0.0, (), None)
+    choices, now = more.read_choices(events, {}, 0.0, NOTHING, None)
     with torch.inference_mode():
         warm = more.with_choices(choices, now, model.config.item_tasks, model.config.evidence)
     assert warm.rows_of_training is more.rows
@@ -72,4 +74,4 @@ def test_choices_are_taken_in_and_given_back(model: Recommender) -> None:
 def test_an_event_after_now_is_refused(table: ItemTable) -> None:
     events = pl.DataFrame({"user_id": ["a"], "item_id": ["garden-01"], "timestamp": ["2025-01-02"]})
     with pytest.raises(DataError, match="after now"):
-        table.read_choices(events, {}, 0.0, (), "2025-01-01")
+        table.read_choices(events, {}, 0.0, NOTHING, "2025-01-01")

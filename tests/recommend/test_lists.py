@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from palate.data.catalog import Catalog
 from palate.recommend import Recommendation, Recommender
 from palate.recommend.retrieval import RetrievalConfig
 
@@ -43,6 +44,23 @@ def test_a_list_is_ranked_and_holds_nothing_seen(model: Recommender, events: lis
     assert not set(listed(lines)) & set(events)
     titles = dict(zip(model.vocabulary.ids, model.titles, strict=True))
     assert all(line.title == titles[line.item_id] for line in lines)
+
+
+@pytest.mark.parametrize("returning", [False, True])
+@pytest.mark.parametrize("events", [[], ["garden-01"], ["toys-01", "kitchen-02", "toys-19"], "user-003"], ids=str)
+def test_what_the_scorers_add_is_the_score(model: Recommender, events: Any, returning: bool) -> None:
+    """Of items in training, of items that came after and inherit from their kin, and whatever is known."""
+    extended = model.add_items(
+        Catalog.infer(pl.DataFrame({"item_id": ["new-1"], "title": ["garden tool 01"], "price": [3.0]}))
+    )
+    for known in (model, extended):
+        lines = known.recommend(events, 100, include_seen=True, returning=returning, profile=None)
+        assert len(lines) == len(known.vocabulary)
+        for line in lines:
+            assert sum(line.parts.values()) == pytest.approx(line.score, abs=1e-4)
+            assert list(line.parts) == ["sequence", "adapted", "profile", "popularity", *known.scorers.fitted]
+        item_item = [abs(line.parts[name]) for line in lines for name in known.scorers.fitted]
+        assert any(item_item) == (len(events) > 0 and not returning)
 
 
 @shared

@@ -56,7 +56,10 @@ def test_a_saved_model_gives_the_same_lists(model: Recommender, folder: Path) ->
         assert all(np.array_equal(a, b) for a, b in zip(again.users[user], history, strict=True))
         assert torch.equal(again.profiles[user], model.profiles[user])
     new = Catalog.infer(pl.DataFrame({"item_id": ["new"], "title": ["garden gnome"], "price": [3.0]}))
-    assert again.add_items(new).recommend(["garden-01"], 61) == model.add_items(new).recommend(["garden-01"], 61)
+    theirs, ours = (known.add_items(new).recommend(["garden-01"], 61) for known in (again, model))
+    for line, same in zip(theirs, ours, strict=True):
+        assert line[:-1] == same[:-1]
+        assert line.parts == pytest.approx(same.parts, abs=1e-5)
 
 
 def test_saving_twice_writes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
@@ -111,7 +114,11 @@ def test_a_missing_or_cut_off_file_is_named(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize(
     ("name", "tensor"),
-    [("model.safetensors", "items.features"), ("model.safetensors", "params.gates"), ("people.safetensors", "times")],
+    [
+        ("model.safetensors", "items.features"),
+        ("model.safetensors", "params.gates"),
+        ("people.safetensors", "events.seconds"),
+    ],
 )
 def test_a_number_that_is_none_is_refused_by_name(folder: Path, name: str, tensor: str, value: float) -> None:
     tensors = load((folder / name).read_bytes())
@@ -147,15 +154,15 @@ def test_names_of_another_shape_are_refused(folder: Path, content: str) -> None:
     [
         (
             '{"format": 7, "sha256": {}}',
-            "written in format 7, this version reads 8; train it again with `palate train`",
+            f"written in format 7, this version reads {FORMAT}; train it again with `palate train`",
         ),
         (
             '{"format": 1, "sha256": {}}',
-            "written in format 1, this version reads 8; train it again with `palate train`",
+            f"written in format 1, this version reads {FORMAT}; train it again with `palate train`",
         ),
-        ('{"format": 8, "sha256": {}}', "lists other files than a model has"),
-        ('{"format": 8, "sha256": {"notes.txt": ""}}', "lists other files than a model has"),
-        ('{"format": 8, "sha256": [1]}', "unreadable"),
+        (f'{{"format": {FORMAT}, "sha256": {{}}}}', "lists other files than a model has"),
+        (f'{{"format": {FORMAT}, "sha256": {{"notes.txt": ""}}}}', "lists other files than a model has"),
+        (f'{{"format": {FORMAT}, "sha256": [1]}}', "unreadable"),
         ('{"format": 7}', "unreadable"),
         ("[]", "unreadable"),
         ("", "unreadable"),

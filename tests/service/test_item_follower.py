@@ -29,7 +29,7 @@ def store(url: str) -> Iterator[Store]:
 def bare(model: Recommender, request: pytest.FixtureRequest) -> Recommender:
     """Without people, as the service holds it, and with one new item."""
     evidence = replace(model.config.evidence, half_life=request.param)
-    known = replace(model, users={}, profiles={}, config=replace(model.config, evidence=evidence))
+    known = replace(model.without_people(), config=replace(model.config, evidence=evidence))
     return known.add_items(Catalog.infer(pl.DataFrame({"item_id": ["n0"], "title": ["garden hose"], "price": [4.0]})))
 
 

@@ -26,7 +26,7 @@ def home(tmp_path: Path, model: Recommender) -> Home:
     place = Home(tmp_path / "home")
     place.make()
     store = Store.open(place.database)
-    bare = replace(model, users={}, profiles={})
+    bare = model.without_people()
     for one in (bare, replace(bare, model_id=OTHER)):
         register(store, place, one, {})
     with store.write() as connection:

@@ -9,7 +9,8 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palate.data.episodes import EMPTY_HISTORY, EventMeaning, History, build_histories
+from palate.data.choices import read_choices
+from palate.data.episodes import EMPTY_HISTORY, EventMeaning, History
 from palate.data.log import validate_interactions
 from palate.data.vocabulary import Vocabulary
 from palate.service.people import Cursor, Done, People, Person, Stored, fold
@@ -43,7 +44,7 @@ def by_the_log(done: Sequence[Done]) -> History:
         }
     )
     log = validate_interactions(frame, source="test").sort("timestamp", maintain_order=True)
-    return build_histories(log, Vocabulary(ITEMS), ["cancel"], ["rating"])["u"]
+    return read_choices(log, Vocabulary(ITEMS), MEANING)["u"]
 
 
 def same(one: History, other: History) -> bool:

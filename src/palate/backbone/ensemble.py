@@ -25,8 +25,7 @@ from palate.backbone.engine import train
 from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
 from palate.backbone.warm_start import content_width
-from palate.data.episodes import History
-from palate.data.event_log import from_histories
+from palate.data.event_log import EventLog
 from palate.errors import ModelError
 from palate.threads import keep_to_one_thread
 
@@ -139,7 +138,8 @@ class Job(NamedTuple):
     training: TrainingConfig
     content: Float[Tensor, "item content"]
     """Without columns: items have their ids alone."""
-    histories: Sequence[History]
+    chosen: EventLog
+    """What people chose, with their ratings where the model reads them."""
     profiles: Float[Tensor, "user profile"]
     seed: int
     folder: Path | None
@@ -164,8 +164,7 @@ def run_job(job: Job, on_epoch: Callable[[float], None]) -> Trained:
         ModelError: the folder holds another run, or cannot be written.
         NumericalError: a loss or a gradient is not finite.
     """
-    log = from_histories(job.histories, rated=job.model.rated)
-    counts = np.bincount(log.items, minlength=len(job.content))
+    counts = np.bincount(job.chosen.items, minlength=len(job.content))
     torch.manual_seed(job.seed)
     content = job.content if job.content.shape[1] else None
     model = SequenceModel(job.model, Catalogue(torch.from_numpy(counts), content), job.profiles.shape[1])
@@ -173,7 +172,7 @@ def run_job(job: Job, on_epoch: Callable[[float], None]) -> Trained:
         model.load_state_dict(job.start)
     result = train(
         model,
-        BatchSource(log, job.batches, job.model.max_events, profiles=job.profiles.numpy()),
+        BatchSource(job.chosen, job.batches, job.model.max_events, profiles=job.profiles.numpy()),
         job.training,
         seed=job.seed,
         folder=job.folder,

@@ -139,6 +139,7 @@ def recommend(
     exclude: Annotated[list[str] | None, typer.Option(help="Item id to leave out, repeatable.")] = None,
     include_seen: Annotated[bool, typer.Option(help="Also list what the person has already chosen.")] = False,
     model: ModelOption = None,
+    parts: Annotated[bool, typer.Option("--parts", help="Show what each scorer adds to each score.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the best items for a person, known or not.
@@ -154,7 +155,7 @@ def recommend(
         lines = recommender.recommend(
             who(), k, profile=attributes or None, exclude=exclude or (), include_seen=include_seen
         )
-    _print_list(lines, as_json)
+    _print_list(lines, as_json, parts=parts)
 
 
 @command("predict")
@@ -372,13 +373,15 @@ def _show(results: dict[str, Any], out: Path | None, as_json: bool) -> None:
         console.print(f"Report: {out / 'report.html'}", highlight=False)
 
 
-def _print_list(lines: list[Recommendation], as_json: bool) -> None:
+def _print_list(lines: list[Recommendation], as_json: bool, *, parts: bool = False) -> None:
     if as_json:
         print(json.dumps([line._asdict() for line in lines]))
         return
-    table = Table("#", "item", "title", "score", "why", box=None, pad_edge=False)
+    named = list(lines[0].parts) if parts and lines else []
+    table = Table("#", "item", "title", "score", *named, "why", box=None, pad_edge=False)
     for line in lines:
-        table.add_row(str(line.rank), line.item_id, line.title, f"{line.score:.2f}", line.reason)
+        values = [f"{line.parts[name]:+.2f}" for name in named]
+        table.add_row(str(line.rank), line.item_id, line.title, f"{line.score:.2f}", *values, line.reason)
     Console().print(table)
 
 

@@ -1,19 +1,16 @@
-"""Histories and few-shot episodes: what one person did, as the arrays that models read.
+"""Histories: the choices of one person as the arrays that models read, whole or up to some moment.
 
 A history is the sequence of distinct items that a person chose, in the order of the first choice; a repeat adds
 nothing to it. Events that say no (a cancelled order, a dislike) are kept apart. An episode cuts a history after
-its first N items: those are the support, and all later ones are what a list should have held.
+its first N items: those are the support, and all later ones are what a list should have held. `palate.data.choices`
+has everyone's.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
-from jaxtyping import Float32, Float64, Int64
-
-from palate.data.vocabulary import Vocabulary
+from jaxtyping import Float64, Int64
 
 
 class EventMeaning(NamedTuple):
@@ -83,90 +80,11 @@ def is_another_visit(last: float | None, at: float, gap: float) -> bool:
 EMPTY_HISTORY = History(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
 
 
-def build_histories(
-    interactions: pl.DataFrame,
-    vocabulary: Vocabulary,
-    negative_events: Sequence[str],
-    rating_events: Sequence[str] = (),
-) -> dict[str, History]:
-    """Collect each person's history from a log sorted by time; people come in the order of their ids.
-
-    An event whose type is in `negative_events` refuses its item: the item leaves the chosen ones, until it is
-    chosen again. The weight of one whose type is in `rating_events` is a rating of its item; the last one counts.
-
-    Raises:
-        DataError: an item is not in the vocabulary.
-    """
-    known = interactions["item_id"].unique(maintain_order=True).to_list()
-    vocabulary.index(known)  # names the first unknown item
-    events = (
-        interactions.with_row_index("order")
-        .join(vocabulary.frame, on="item_id", how="left", maintain_order="left")
-        .with_columns(
-            negative=pl.col("event_type").is_in(list(negative_events)),
-            seconds=pl.col("timestamp").dt.epoch("us") / 1e6,
-            rating=pl.when(pl.col("event_type").is_in(list(rating_events))).then("weight") if rating_events else None,
-        )
-    )
-    # What counts of an item is the last word said on it, at the place of the first yes.
-    per_item = events.group_by("user_id", "item", maintain_order=True).agg(
-        refused=pl.col("negative").last(),
-        order=pl.col("order").filter(~pl.col("negative")).first(),
-        seconds=pl.col("seconds").filter(~pl.col("negative")).first(),
-        rating=pl.col("rating").drop_nulls().last(),
-    )
-    per_item = per_item.sort("user_id", "order", maintain_order=True)  # items never chosen tie
-    people = per_item.group_by("user_id", maintain_order=True).agg(pl.len(), refusals=pl.col("refused").sum())
-    items, refused = per_item["item"].to_numpy().astype(np.int64), per_item["refused"].to_numpy()
-    seconds = per_item["seconds"].to_numpy().astype(np.float64)[~refused]
-    ratings = per_item["rating"].fill_null(np.nan).to_numpy()[~refused]
-    chosen, refused = items[~refused], items[refused]
-    refusals = people["refusals"].to_numpy().astype(np.int64)
-    to = np.cumsum(people["len"].to_numpy().astype(np.int64) - refusals).tolist()
-    ends = np.cumsum(refusals).tolist()
-    return {
-        user: History(
-            chosen[start:stop], seconds[start:stop], refused[first:last], ratings=any_rated(ratings[start:stop])
-        )
-        for user, start, stop, first, last in zip(people["user_id"], [0, *to], to, [0, *ends], ends, strict=False)
-    }
-
-
 def any_rated(ratings: Float64[np.ndarray, "event"]) -> Float64[np.ndarray, "event"] | None:
     """Ratings as a history holds them: None where there is none at all."""
     return None if np.isnan(ratings).all() else ratings
 
 
-def purchase_matrix(histories: Iterable[History], num_items: int) -> Float32[np.ndarray, "user item"]:
-    """Mark which items each person chose: 0/1, dense (45 MB for 3,300 people × 3,400 items)."""
-    rows = list(histories)
-    matrix = np.zeros((len(rows), num_items), dtype=np.float32)
-    for row, history in enumerate(rows):
-        matrix[row, history.items] = 1.0
-    return matrix
-
-
 def is_held_out(user: str, share: float) -> bool:
     """Whether a person is among the share that is kept from a training, whatever the log: their id alone decides."""
     return int.from_bytes(hashlib.sha256(user.encode()).digest()[:8]) < share * 2**64
-
-
-def hold_out(
-    histories: Mapping[str, History], *, share: float, min_items: int, rng: np.random.Generator
-) -> tuple[dict[str, History], dict[str, History]]:
-    """Part people into those who train the shared model and those who play the newcomer.
-
-    Newcomers are drawn among the people with at least `min_items` items: half of the places go to the most recent
-    first-time customers, who are most like the people to come, half at random, so that every season has its share.
-    """
-    eligible = sorted(user for user, history in histories.items() if len(history.items) >= min_items)
-    count = round(share * len(eligible))
-    recent = sorted(eligible, key=lambda user: (histories[user].times[0], user))
-    newest = recent[len(recent) - count // 2 :]
-    rest = sorted(set(eligible).difference(newest))
-    drawn = rng.choice(len(rest), size=count - len(newest), replace=False)
-    held = set(newest).union(rest[place] for place in drawn)
-    return (
-        {user: history for user, history in histories.items() if user not in held},
-        {user: histories[user] for user in sorted(held)},
-    )

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64, UInt8
+from jaxtyping import Float, Float32, Float64, Int32, Int64, UInt
 
 from palate.data.episodes import History
 from palate.errors import DataError
 
 _FORMAT = "palate-events-1"
-_COLUMNS: Mapping[str, str] = {"items": "<i4", "seconds": "<f8", "kinds": "|u1", "values": "<f4"}
+_COLUMNS: Mapping[str, str] = {"items": "<i4", "seconds": "<f8", "kinds": "|u1", "values": "<f4", "sessions": "<i4"}
+_OPTIONAL = tuple(_COLUMNS)[1:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +37,14 @@ class EventLog:
     """Person u has the events offsets[u] to offsets[u + 1]."""
     seconds: Float64[np.ndarray, "_"] | None = None
     """Time of each event, in seconds since 1970-01-01."""
-    kinds: UInt8[np.ndarray, "_"] | None = None
-    """Class of each event, such as view or purchase; what the numbers mean is the source's."""
-    values: Float32[np.ndarray, "_"] | None = None
-    """Rating or weight of each event; NaN: it has none."""
+    kinds: UInt[np.ndarray, "_"] | None = None
+    """Class of each event, such as view or purchase; what the numbers mean is the source's. A file has one byte."""
+    values: Float[np.ndarray, "_"] | None = None
+    """Rating or weight of each event; NaN: it has none. A file has single precision."""
     profiles: Float32[np.ndarray, "_ profile"] | None = None
     """What is known of each person, a row each."""
+    sessions: Int32[np.ndarray, "_"] | None = None
+    """Events with the same number are of one session; -1: nobody says."""
 
     def __post_init__(self) -> None:
         if len(self.offsets) == 0 or self.offsets[0] != 0 or self.offsets[-1] != len(self.items):
@@ -51,7 +54,7 @@ class EventLog:
         if (np.diff(self.offsets) < 0).any():
             person = int((np.diff(self.offsets) < 0).argmax())
             raise DataError(f"events: person {person} ends before they begin; offsets must not fall")
-        for name in ("seconds", "kinds", "values"):
+        for name in _OPTIONAL:
             column = getattr(self, name)
             if column is not None and len(column) != len(self.items):
                 raise DataError(f"events: {len(column):,} {name} for {len(self.items):,} items; give one an event")
@@ -62,6 +65,13 @@ class EventLog:
     def num_users(self) -> int:
         """People, those without events included."""
         return len(self.offsets) - 1
+
+    @property
+    def times(self) -> Float64[np.ndarray, "event"]:
+        """`seconds`, for who cannot do without; DataError: the log has none."""
+        if self.seconds is None:
+            raise DataError("events: they have no times; give each one")
+        return self.seconds
 
     def __len__(self) -> int:
         return len(self.items)
@@ -104,9 +114,8 @@ class EventLog:
         def pick(column: Any) -> Any:
             return None if column is None else column[places]
 
-        return EventLog(
-            np.asarray(self.items[places]), offsets, pick(self.seconds), pick(self.kinds), pick(self.values), profiles
-        )
+        columns = {name: pick(getattr(self, name)) for name in _OPTIONAL}
+        return EventLog(np.asarray(self.items[places]), offsets, profiles=profiles, **columns)
 
 
 def from_sequences(sequences: Iterable[Sequence[int] | Int64[np.ndarray, "_"]]) -> EventLog:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from palate.baselines import BASELINES, Scorer, select
 from palate.config import Config, EvaluationConfig
-from palate.data.episodes import EventMeaning, History, build_histories, purchase_matrix
+from palate.data.choices import Choices, purchase_matrix, read_choices
+from palate.data.episodes import EventMeaning, History
 from palate.data.log import require_columns
 from palate.data.splitting import Split
 from palate.data.vocabulary import Vocabulary
@@ -61,15 +62,13 @@ def newcomers_after(split: Split, users: pl.DataFrame, model: Recommender, confi
     require_columns(users, names, source="profiles")
     trained = Vocabulary(model.vocabulary.ids[: model.num_trained])
     histories = cold_histories(split, trained, model.config.meaning, config)
-    rows = pl.DataFrame({"user_id": list(histories)}).join(users, on="user_id", how="left", maintain_order="left")
+    rows = pl.DataFrame({"user_id": histories.users}).join(users, on="user_id", how="left", maintain_order="left")
     profiles = [model.encode_profile(row) for row in rows.select(names).iter_rows(named=True)] if names else []
     stacked = torch.stack(profiles) if profiles else torch.zeros(len(histories), 0)
-    return Newcomers(tuple(histories), tuple(histories.values()), stacked)
+    return Newcomers(histories.users, tuple(histories.histories()), stacked)
 
 
-def cold_histories(
-    split: Split, trained: Vocabulary, meaning: EventMeaning, config: EvaluationConfig
-) -> dict[str, History]:
+def cold_histories(split: Split, trained: Vocabulary, meaning: EventMeaning, config: EvaluationConfig) -> Choices:
     """The histories of the cold users with enough distinct items that training knows; no model is needed to say.
 
     Raises:
@@ -78,10 +77,11 @@ def cold_histories(
     events = split.cold_user_events.filter(pl.col("item_id").is_in(list(trained.ids)))
     # Only choices: what a person refuses later than the support is neither known nor a target.
     events = events.filter(~pl.col("event_type").is_in(list(meaning.negative)))
-    found = build_histories(events, trained, sorted(meaning.negative), sorted(meaning.rating))
-    histories = {user: history for user, history in found.items() if len(history.items) >= config.min_items}
-    if not histories:
-        most = max((len(history.items) for history in found.values()), default=0)
+    found = read_choices(events, trained, meaning)
+    lengths = found.chosen.lengths()
+    histories = found.take(np.flatnonzero(lengths >= config.min_items))
+    if not len(histories):
+        most = lengths.max(initial=0)
         raise DataError(
             f"evaluation: no cold user has {config.min_items} distinct items that training knows (the most is {most}, "
             f"of {len(found):,} people first seen at or after {split.cut}); lower evaluation.min_items or move "
@@ -112,9 +112,9 @@ def palate_models(model: Recommender, people: Newcomers) -> list[Judged]:
 def fit_baselines(model: Recommender, config: Config, stage: StageHandle) -> list[Judged]:
     """Choose each baseline's setting on the validation newcomers in the training data, then fit it on everyone."""
     others, newcomers = newcomers_of(model.users, config)
-    validating = list(split_newcomers(newcomers)[1].values())
-    matrix = purchase_matrix(others.values(), model.num_trained)
-    everyone = purchase_matrix(model.users.values(), model.num_trained)
+    validating = split_newcomers(newcomers)[1].histories()
+    matrix = purchase_matrix(others.chosen, model.num_trained)
+    everyone = purchase_matrix(model.users.chosen, model.num_trained)
 
     def validate(scorer: Scorer) -> float:
         score = baseline_scores(scorer)

@@ -205,19 +205,19 @@ def example_customers(model: Recommender, dataset: Dataset, people: Newcomers) -
 
 def _refuse_leaks(model: Recommender, split: Split) -> None:
     cold = split.cold_user_events["user_id"].unique()
-    known = sorted(cold.filter(cold.is_in(list(model.users))).to_list())
+    users, _, log = model.record
+    known = sorted(cold.filter(cold.is_in(list(users))).to_list())
     if known:
         raise DataError(
             f"the model was trained on {len(known):,} of the people it would be judged on (first: {known[0]!r}); "
             f"train it on the events before {split.cut} (evaluation.cut)"
         )
-    if not model.users:
+    if not users:
         raise DataError(
             "the model folder holds no people, as those of a service do, so it cannot be said whom it was trained on; "
             "evaluate the folder that `palate train` wrote"
         )
-    last = max(float(history.times[-1]) for history in model.users.values())
-    if last >= (split.cut - datetime(1970, 1, 1)).total_seconds():
+    if log.times.max() >= (split.cut - datetime(1970, 1, 1)).total_seconds():
         raise DataError(
             f"the model was trained on events at or after the cut {split.cut}; train it on the events before it "
             "(evaluation.cut)"

@@ -16,7 +16,8 @@ import polars as pl
 import torch
 from jaxtyping import Float
 
-from palate.data.episodes import History, build_histories
+from palate.data.choices import read_choices
+from palate.data.episodes import History
 from palate.data.splitting import Split
 from palate.data.vocabulary import Vocabulary
 from palate.evaluation.few_shot import Judged, Newcomers, ScoreHistories, few_shot_curve
@@ -39,12 +40,12 @@ class Returning(NamedTuple):
 def returning_after(split: Split, model: Recommender) -> Returning | None:
     """Collect the people in training who choose enough new items that training knows; None where there are none."""
     trained = Vocabulary(model.vocabulary.ids[: model.num_trained])
-    negative, rating = model.config.negative_events, model.config.rating_events
+    negative = model.config.negative_events
     events = split.warm_user_events.filter(
         pl.col("item_id").is_in(list(trained.ids)) & ~pl.col("event_type").is_in(list(negative))
     )
     histories: dict[str, History] = {}
-    for user, later in build_histories(events, trained, negative, rating).items():
+    for user, later in read_choices(events, trained, model.config.meaning).items():
         before = model.users.get(user)
         if before is None:  # whose only events before the cut say no
             continue

@@ -11,7 +11,6 @@ Linear regression on these features is regression with the kernel k(i, j) = Σ f
 An item without events gets its evidence from its content, by ridge regression over the items that have both.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +21,8 @@ from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
 from scipy.sparse.linalg import eigsh  # type: ignore[import-untyped]
 from torch import Tensor
 
-from palate.data.episodes import History, purchase_matrix
+from palate.data.choices import purchase_matrix
+from palate.data.event_log import EventLog
 from palate.errors import ConfigError
 from palate.meta.head import Layout
 
@@ -90,14 +90,14 @@ def fit_rotation(rows: Float[Tensor, "row input"], dim: int) -> Rotation:
     return Rotation(mean, (axes / length).float())
 
 
-def fit_evidence(histories: Sequence[History], num_items: int, config: EvidenceConfig) -> Float[Tensor, "item rank"]:
+def fit_evidence(chosen: EventLog, num_items: int, config: EvidenceConfig) -> Float[Tensor, "item rank"]:
     """Factor the shrunk cosine C_ij / ((n_i n_j)^exponent + shrink); an item without events has a zero row.
 
     Rows are scaled to a mean square length of 0.4, so that precisions mean the same in every shop. Up to
     `config.dense_items` the cosine is held and factored whole, above it is sparse and only the leading axes are found.
     """
     sparse = num_items > max(config.dense_items, 4 * config.rank)
-    values, axes = (_leading_axes if sparse else _all_axes)(histories, num_items, config)
+    values, axes = (_leading_axes if sparse else _all_axes)(chosen, num_items, config)
     evidence = (axes * values.sqrt()).float()
     length = evidence.square().sum(1)
     evidence = evidence * (0.4 / length[length > 1e-9].mean()).sqrt()
@@ -106,10 +106,10 @@ def fit_evidence(histories: Sequence[History], num_items: int, config: EvidenceC
 
 
 def _all_axes(
-    histories: Sequence[History], num_items: int, config: EvidenceConfig
+    chosen: EventLog, num_items: int, config: EvidenceConfig
 ) -> tuple[Float64[Tensor, "rank"], Float64[Tensor, "item rank"]]:
     """The largest positive eigenvalues and their axes, from the whole matrix."""
-    matrix = torch.from_numpy(purchase_matrix(histories, num_items))
+    matrix = torch.from_numpy(purchase_matrix(chosen, num_items))
     counts = matrix.T @ matrix
     size = counts.diagonal() ** config.exponent
     cosine = (counts / (size[:, None] * size[None, :] + config.shrink)).double()
@@ -119,16 +119,15 @@ def _all_axes(
 
 
 def _leading_axes(
-    histories: Sequence[History], num_items: int, config: EvidenceConfig
+    chosen: EventLog, num_items: int, config: EvidenceConfig
 ) -> tuple[Float64[Tensor, "rank"], Float64[Tensor, "item rank"]]:
     """The same by implicitly restarted Lanczos (ARPACK) on the pairs of items that someone chose both of.
 
-    Memory: 12 bytes a pair at the peak (Σ length² of the histories bounds the pairs), and 6 × rank bytes an item.
+    Memory: 12 bytes a pair at the peak (Σ choices² over people bounds the pairs), and 6 × rank bytes an item.
     """
-    rows = [history.items[-config.most_items :] for history in histories]
-    starts = np.cumsum([0, *map(len, rows)])
-    chosen = np.concatenate(rows).astype(np.int32)
-    people = csr_matrix((np.ones(len(chosen), np.float32), chosen, starts), shape=(len(rows), num_items))
+    recent = chosen.recent(config.most_items)
+    ones = np.ones(len(recent), np.float32)
+    people = csr_matrix((ones, recent.items, recent.offsets), shape=(recent.num_users, num_items))
     cosine = (people.T.tocsr() @ people).tocsr()
     size = cosine.diagonal() ** config.exponent
     for start in range(
@@ -220,20 +219,18 @@ class Popularity(NamedTuple):
     """The number of people, weighted by how long ago they chose."""
 
 
-def fit_popularity(
-    histories: Sequence[History], num_items: int, half_life: float = 0.0, now: float = 0.0
-) -> Popularity:
+def fit_popularity(chosen: EventLog, num_items: int, half_life: float = 0.0, now: float = 0.0) -> Popularity:
     """Count people per item; with a half-life, in days, a choice weighs less the longer ago it was.
 
     `now` is the moment that counts as today, in seconds since 1970-01-01. Decayed counts are scaled so that all
     choices together weigh as much as without.
     """
-    chosen = np.concatenate([history.items for history in histories])
     if half_life > 0:
-        weights = decay(now - np.concatenate([history.times for history in histories]), half_life)
-        counts = torch.from_numpy(np.bincount(chosen, weights * (len(weights) / weights.sum()), num_items)).float()
+        weights = decay(now - chosen.times, half_life)
+        weights *= len(weights) / weights.sum()
+        counts = torch.from_numpy(np.bincount(chosen.items, weights, num_items)).float()
     else:
-        counts = torch.from_numpy(np.bincount(chosen, minlength=num_items)).float()
+        counts = torch.from_numpy(np.bincount(chosen.items, minlength=num_items)).float()
     logs = counts.log1p()
     mean, spread = logs.mean(), logs.std(correction=0).clamp_min(1e-6)
     return Popularity((logs - mean) / spread, float(-mean / spread), counts)

@@ -278,6 +278,21 @@ def score_rows(fast: Fast, rows: ScoringRows) -> Float[Tensor, "item"]:
     )
 
 
+def score_parts(fast: Fast, rows: ScoringRows) -> dict[str, Float[Tensor, "item"]]:
+    """The terms of `score_rows`, by what they come from; an item's are the same whichever others are asked for."""
+
+    def term(columns: Tensor, name: str) -> Tensor:
+        # Summed in double precision, so that where the rows lie in memory is not seen in the last digit.
+        return (columns.double() @ fast[name].double()).float()
+
+    return {
+        "sequence": term(rows.in_context, "state"),
+        "adapted": term(rows.features, "delta"),
+        "profile": term(rows.features, "prior"),
+        "popularity": rows.popularity * fast["popularity"],
+    }
+
+
 def search_rows(items: Items) -> Float[Tensor, "item width"]:
     """Items as rows whose inner product with `search_query` is their score."""
     return torch.cat([items.vectors, items.bias[:, None], items.features, items.popularity[:, None]], 1)

@@ -183,7 +183,7 @@ class ItemChoices:
         """Items that came after training: which, when, and what else of training the person had chosen by then."""
         items = history.items
         for place in np.flatnonzero((items >= self._num_trained) & (history.times > self._until)).tolist():
-            known = known_by(history, place)
+            known = known_by(items, history.times, place)
             yield int(items[place]), float(history.times[place]), known[known < self._num_trained]
 
     def _faded(self, then: float, now: float) -> float:

@@ -25,12 +25,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp  # type: ignore[import-untyped]
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int, Int64
 from scipy.optimize import minimize  # type: ignore[import-untyped]
 from scipy.special import gammaln  # type: ignore[import-untyped]
 from torch import Tensor
 
-from palate.data.episodes import History
+from palate.data.event_log import EventLog
 from palate.errors import ConfigError
 from palate.meta.evidence import EvidenceConfig, FeatureSpace, decay
 from palate.meta.head import Items
@@ -114,7 +114,7 @@ def gather_choosers(
 
 
 def fit_item_posterior(
-    histories: Sequence[History],
+    chosen: EventLog,
     items: Items,
     foretold: Items,
     counts: Float[Tensor, "item"],
@@ -127,7 +127,7 @@ def fit_item_posterior(
     """Learn from the items in training how far to trust content and choosers.
 
     Args:
-        histories: everyone in training.
+        chosen: everyone in training, the time of each choice included.
         items: the rows that training gave.
         foretold: the rows that content foretells of the same items, without having seen them.
         counts: choosers of each, as popularity counts them.
@@ -138,7 +138,9 @@ def fit_item_posterior(
     """
     rng = np.random.default_rng(seed)
     logs = counts.log1p()
-    users, places, times, starts = _choices(histories, len(counts))
+    ends = chosen.offsets[1:-1]
+    items_of, times_of = np.split(chosen.items.astype(np.int64), ends), np.split(chosen.times, ends)
+    users, places, times, starts = _choices(chosen, len(counts))
     rank = rank_of(items, evidence)
     weights: dict[str, list[Float64[np.ndarray, "2"]]] = {"evidence": [_CONTENT], "vectors": [_CONTENT]}
     centre = items.vectors.mean(0)
@@ -151,7 +153,7 @@ def fit_item_posterior(
             drawn.tolist(),
             [
                 [
-                    known_by(histories[user], place)
+                    known_by(items_of[user], times_of[user], place)
                     for user, place in zip(users[some].tolist(), places[some].tolist(), strict=True)
                 ]
                 for some in first
@@ -283,9 +285,11 @@ def rank_of(items: Items, evidence: EvidenceConfig) -> int:
     return min(evidence.rank, len(items.features))
 
 
-def known_by(history: History, place: int) -> Int64[np.ndarray, "other"]:
+def known_by(
+    items: Int[np.ndarray, "choice"], seconds: Float64[np.ndarray, "choice"], place: int
+) -> Int[np.ndarray, "other"]:
     """What a person had chosen when they made this choice, it and others of the same moment included."""
-    return history.items[: int(np.searchsorted(history.times, history.times[place], "right"))]
+    return items[: int(np.searchsorted(seconds, seconds[place], "right"))]
 
 
 _CONTENT = np.array([1.0, 0.0])
@@ -293,7 +297,7 @@ _CONTENT = np.array([1.0, 0.0])
 
 
 def _choices(
-    histories: Sequence[History], num_items: int
+    chosen: EventLog, num_items: int
 ) -> tuple[
     Int64[np.ndarray, "choice"],
     Int64[np.ndarray, "choice"],
@@ -301,15 +305,12 @@ def _choices(
     Int64[np.ndarray, "item_and_one"],
 ]:
     """All choices by item and time: whose, which of theirs and when, and where each item begins."""
-    lengths = [len(history.items) for history in histories]
-    none = np.zeros(0, np.int64)
-    items = np.concatenate([none, *(history.items for history in histories)])
-    times = np.concatenate([np.zeros(0), *(history.times for history in histories)])
-    users = np.repeat(np.arange(len(histories)), lengths)
-    places = np.concatenate([none, *(np.arange(length) for length in lengths)])
-    order = np.lexsort((users, times, items))
-    starts = np.concatenate([[0], np.cumsum(np.bincount(items, minlength=num_items))])
-    return users[order], places[order], times[order], starts
+    lengths = chosen.lengths()
+    users = np.repeat(np.arange(chosen.num_users), lengths)
+    places = np.arange(len(chosen)) - np.repeat(chosen.offsets[:-1], lengths)
+    order = np.lexsort((users, chosen.times, chosen.items))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(chosen.items, minlength=num_items))])
+    return users[order], places[order], chosen.times[order], starts
 
 
 def _guesses(

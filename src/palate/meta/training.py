@@ -20,8 +20,8 @@ from torch.func import vmap
 from palate.backbone.batches import inputs
 from palate.backbone.ensemble import Ensemble
 from palate.backbone.sequence_model import SequenceModelConfig
-from palate.data.episodes import History
-from palate.data.event_log import EventLog, from_histories
+from palate.data.choices import with_ratings
+from palate.data.event_log import EventLog
 from palate.errors import ConfigError, DataError
 from palate.meta.head import Head, Items, Profile, Query, Support, catalogue_statistics, with_start
 from palate.meta.learner import Params
@@ -103,7 +103,7 @@ class Episodes(NamedTuple):
     relevant: Bool[Tensor, "episode item"]
     seen: Bool[Tensor, "episode item"]
     user: Int64[Tensor, "episode"]
-    """Whose it is: a row of the histories."""
+    """Whose it is: a row of the people."""
     log: EventLog
     """The chosen items of each support, which item-item scorers read."""
 
@@ -141,35 +141,29 @@ class Cut(NamedTuple):
     """Whether what follows is another visit."""
 
 
-def find_cuts(
-    histories: Sequence[History], model: SequenceModelConfig, sizes: Sequence[int], min_query: int
-) -> list[Cut]:
-    """Cut each history after each size that leaves `min_query` items to predict, and before each later visit that does.
+def find_cuts(chosen: EventLog, model: SequenceModelConfig, sizes: Sequence[int], min_query: int) -> list[Cut]:
+    """Cut each person's choices after each size that leaves `min_query` to predict, and before each later visit too.
 
     This is all that episodes ask of the data, so a training asks it before anything is computed.
 
     Raises:
         ConfigError: every size is above what the backbone reads.
-        DataError: no history is long enough for any size.
+        DataError: nobody has chosen enough for any size.
     """
     if min(sizes) > model.max_events:
         raise ConfigError(
             f"meta.support_sizes is {tuple(sizes)}, but model.max_events is {model.max_events}; "
             "add a smaller size or raise max_events"
         )
-    sizes = [size for size in sizes if size <= model.max_events]
-    cuts = [
-        Cut(row, size, False)
-        for row, history in enumerate(histories)
-        for size in sizes
-        if len(history.items) >= size + min_query
-    ]
+    sizes, lengths = [size for size in sizes if size <= model.max_events], chosen.lengths().tolist()
+    cuts = [Cut(row, size, False) for row, length in enumerate(lengths) for size in sizes if length >= size + min_query]
     if model.visit_gap:
+        visits = np.flatnonzero(np.diff(chosen.times) > 3600 * model.visit_gap) + 1
+        rows = np.searchsorted(chosen.offsets, visits, "right") - 1
         cuts += [
             Cut(row, place, True)
-            for row, history in enumerate(histories)
-            for place in (np.flatnonzero(np.diff(history.times) > 3600 * model.visit_gap) + 1).tolist()
-            if len(history.items) >= place + min_query
+            for row, place in zip(rows.tolist(), (visits - chosen.offsets[rows]).tolist(), strict=True)
+            if place and lengths[row] >= place + min_query
         ]
     if not cuts:
         raise DataError(
@@ -180,7 +174,7 @@ def find_cuts(
 
 @torch.no_grad()
 def make_episodes(
-    histories: Sequence[History],
+    chosen: EventLog,
     profiles: Float[Tensor, "user profile"],
     backbone: Ensemble,
     vectors: Float[Tensor, "item dim"],
@@ -189,46 +183,49 @@ def make_episodes(
     min_query: int,
     window: int = 0,
 ) -> Episodes:
-    """Make a task of each history at each of its cuts (`find_cuts`).
+    """Make a task of each person's choices at each of their cuts (`find_cuts`).
 
     A list after so many events is asked for right away; visits are told apart where the model's `visit_gap` says how.
     Where the catalogue is so large that the episodes would not fit in memory, some are drawn.
 
     Raises:
         ConfigError: every size is above what the backbone reads.
-        DataError: no history is long enough for any size.
+        DataError: nobody has chosen enough for any size.
     """
     most = backbone.config.max_events
-    cuts = find_cuts(histories, backbone.config, sizes, min_query)
+    cuts = find_cuts(chosen, backbone.config, sizes, min_query)
     most_episodes = max(1, _MOST_CELLS // len(vectors))
     if len(cuts) > most_episodes:
         drawn = np.random.default_rng(0).choice(len(cuts), most_episodes, replace=False)
         cuts = [cuts[place] for place in np.sort(drawn).tolist()]
-    users = torch.tensor([row for row, _, _ in cuts])
-    supports = [histories[row].head(place).tail(most)._replace(returning=returning) for row, place, returning in cuts]
-    places = torch.tensor([len(support.items) for support in supports])
+    rows, known, returning = (np.array(column) for column in zip(*cuts, strict=True))
+    users = torch.from_numpy(rows)
+    whole = chosen.take(rows)
+    supports = whole.cut(whole.lengths() - known).recent(most)
+    places = torch.from_numpy(supports.lengths())
     before, after = [], []
     for start in range(0, len(cuts), _TOGETHER):
         some = slice(start, start + _TOGETHER)
-        returning = np.array([support.returning for support in supports[some]])
-        read = inputs(from_histories(supports[some], rated=backbone.config.rated), most, returning=returning)
+        part = supports.take(np.arange(len(cuts))[some])
+        read = inputs(with_ratings(part, backbone.config.rated), most, returning=returning[some])
         states = backbone.states(read._replace(profiles=profiles[users[some]]), vectors)
         # Who is read from the middle on begins as everyone does.
         before.append(states[:, 0])
         after.append(states[torch.arange(len(states)), places[some]])
     relevant = torch.zeros(len(cuts), len(vectors), dtype=torch.bool)
     seen = torch.zeros(len(cuts), len(vectors), dtype=torch.bool)
-    for episode, (row, place, _) in enumerate(cuts):
-        relevant[episode, histories[row].items[place : place + window if window else None]] = True
-        seen[episode, histories[row].items[:place]] = True
+    for episode, choices in enumerate(np.split(whole.items.astype(np.int64), whole.offsets[1:-1])):
+        place = known[episode]
+        relevant[episode, choices[place : place + window if window else None]] = True
+        seen[episode, choices[:place]] = True
     return Episodes(
-        torch.tensor([RETURN if returning else place for _, place, returning in cuts]),
+        torch.where(torch.from_numpy(returning), RETURN, torch.from_numpy(known)),
         Profile(profiles[users], torch.cat(before)),
-        make_supports(supports, items.features, torch.cat(after)),
+        make_supports(supports, supports.recent(0), returning, items.features, torch.cat(after)),
         relevant,
         seen,
         users,
-        from_histories(supports),
+        supports,
     )
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from palate.backbone.ensemble import Ensemble
 from palate.config import Config
+from palate.data.choices import Choices
 from palate.data.dataset import Dataset
-from palate.data.episodes import History
 from palate.data.event_log import EventLog, join_logs
 from palate.errors import NumericalError
 from palate.meta.carry_over import carry_over
@@ -33,14 +33,14 @@ _TASKS_TO_CHOOSE_BY = 2000
 def make_world(
     backbone: Ensemble,
     items: Items,
-    newcomers: Mapping[str, History],
+    newcomers: Choices,
     profiles: Mapping[str, Float[Tensor, "profile"]],
     meta: MetaConfig,
 ) -> World:
     """Make tasks of people whom a shared model has not seen."""
     train, validation = (
         make_episodes(
-            list(people.values()),
+            people.chosen,
             torch.stack([profiles[user] for user in people]),
             backbone,
             items.vectors,

@@ -14,15 +14,14 @@ from palate.backbone.sequence_model import Catalogue
 from palate.backbone.training_config import TrainingConfig
 from palate.backbone.warm_start import renew_model
 from palate.config import Config
-from palate.data.episodes import History
-from palate.pipeline.newcomers import without
+from palate.data.choices import Choices, with_ratings
 from palate.pipeline.preparing import Prepared
 from palate.progress import StageHandle
 from palate.recommend.recommender import Recommender
 
 
 def pre_train(
-    folds: Sequence[Mapping[str, History]],
+    folds: Sequence[Choices],
     prepared: Prepared,
     config: Config,
     start: Recommender | None,
@@ -36,7 +35,7 @@ def pre_train(
         jobs = retraining_jobs(start, prepared, config)
     else:
         jobs = [
-            make_job(f"member-{member}", member, without(everyone, *folds[member : member + 1]), prepared, config)
+            make_job(f"member-{member}", member, everyone.without(*folds[member : member + 1]), prepared, config)
             for member in range(config.num_members)
         ]
     epochs, done = sum(job.training.num_epochs for job in jobs), 0
@@ -54,7 +53,7 @@ def pre_train(
         return run_jobs(jobs, workers, on_epoch)
 
     trained = run(jobs)
-    losses, said = trained[0].losses, f"{len(jobs)} members, {len(jobs[0].histories):,} people each"
+    losses, said = trained[0].losses, f"{len(jobs)} members, {jobs[0].chosen.num_users:,} people each"
     if start is not None:
         first, last = list[Trained](), trained
     elif again is None:
@@ -82,7 +81,7 @@ def refit_training(config: Config) -> TrainingConfig | None:
 def make_job(
     name: str,
     member: int,
-    people: Mapping[str, History],
+    people: Choices,
     prepared: Prepared,
     config: Config,
     training: TrainingConfig | None = None,
@@ -97,7 +96,7 @@ def make_job(
         config.batches,
         training or config.training,
         prepared.content if reads is None else prepared.content[:, : reads.num_content_features],
-        list(people.values()),
+        with_ratings(people.chosen, config.model.rated),
         profiles if reads is None else profiles[:, : reads.num_profile_features],
         config.seed + member,
         None,
@@ -125,8 +124,7 @@ def _renewed(start: Recommender, prepared: Prepared) -> list[Any]:
     """The weights of a served model's members for the items of now."""
     served = {name: place for place, name in enumerate(start.vocabulary.ids[: start.num_trained])}
     kept = torch.tensor([served[name] for name in prepared.vocabulary.ids if name in served], dtype=torch.int64)
-    chosen = np.concatenate([history.items for history in prepared.histories.values()])
-    counts = torch.from_numpy(np.bincount(chosen, minlength=len(prepared.vocabulary)))
+    counts = torch.from_numpy(np.bincount(prepared.histories.chosen.items, minlength=len(prepared.vocabulary)))
     width = start.backbone.num_content_features
     catalogue = Catalogue(counts, prepared.content[:, :width] if width else None)
     return [dict(renew_model(model, catalogue, kept).state_dict()) for model in start.backbone.models()]
@@ -135,12 +133,10 @@ def _renewed(start: Recommender, prepared: Prepared) -> list[Any]:
 def fingerprint(job: Job) -> str:
     """Hash all that a member's weights depend on, so that no run goes on from the checkpoint of another."""
     digest = hashlib.sha256(repr((job.seed, job.model, job.batches, job.training)).encode())
-    for array in (
-        job.content.numpy(),
-        job.profiles.numpy(),
-        *(part for history in job.histories for part in history[:3]),
-        *(history.ratings for history in job.histories if job.model.rated and history.ratings is not None),
-    ):
+    log = job.chosen
+    for array in (job.content.numpy(), job.profiles.numpy(), log.offsets, log.items, log.seconds, log.values):
+        if array is None:
+            continue
         digest.update(repr(array.shape).encode() + array.tobytes())
     for name, weight in (job.start or {}).items():
         digest.update(name.encode() + repr(weight.shape).encode() + weight.numpy().tobytes())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from palate.config import Config
 from palate.data.catalog import Catalog
+from palate.data.choices import Choices, choices_in
 from palate.data.dataset import Dataset
-from palate.data.episodes import History, build_histories
+from palate.data.record import Record, read_record
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeConfig, AttributeEncoder
 from palate.errors import DataError
@@ -26,8 +28,10 @@ class Prepared(NamedTuple):
 
     vocabulary: Vocabulary
     titles: tuple[str, ...]
-    histories: Mapping[str, History]
-    """Of everyone with at least one choice, by user id in order."""
+    record: Record
+    """All that the people did with these items who have chosen at least one of them, by user id in order."""
+    histories: Choices
+    """What of it are choices, refusals and ratings."""
     profiles: Mapping[str, Float[Tensor, "profile"]]
     content: Float[Tensor, "item content"]
     item_encoder: AttributeEncoder
@@ -39,7 +43,9 @@ class Indexed(NamedTuple):
 
     vocabulary: Vocabulary
     """Items with at least one choice."""
-    histories: Mapping[str, History]
+    record: Record
+    """As in `Prepared`."""
+    histories: Choices
     """As in `Prepared`."""
 
 
@@ -74,12 +80,10 @@ def index_events(dataset: Dataset, config: Config, *, first: Sequence[str] = ())
         ids = pl.concat([before.filter(before.is_in(ids.implode())), ids.filter(~ids.is_in(before.implode()))])
     vocabulary = Vocabulary(tuple(ids))
     known = dataset.interactions.filter(pl.col("item_id").is_in(vocabulary.frame["item_id"].implode()))
-    histories = {
-        user: history
-        for user, history in build_histories(known, vocabulary, config.negative_events, config.rating_events).items()
-        if len(history.items) > 0
-    }
-    return Indexed(vocabulary, histories)
+    record = read_record(known, vocabulary)
+    histories = choices_in(record, config.meaning)
+    able = np.flatnonzero(histories.chosen.lengths() > 0)
+    return Indexed(vocabulary, record.take(able), histories.take(able))
 
 
 def encode(
@@ -95,9 +99,9 @@ def encode(
     Raises:
         DataError: an attribute is missing that `start` reads.
     """
-    vocabulary, histories = indexed
+    vocabulary, record, histories = indexed
     catalog = _rows(dataset.items, vocabulary)
-    people = pl.DataFrame({"user_id": list(histories)}).join(
+    people = pl.DataFrame({"user_id": histories.users}).join(
         dataset.users.frame, on="user_id", how="left", maintain_order="left"
     )
 
@@ -126,6 +130,7 @@ def encode(
     return Prepared(
         vocabulary,
         tuple(titles[name] for name in vocabulary.ids),
+        record,
         histories,
         dict(zip(histories, encoded, strict=True)),
         content,

@@ -1,6 +1,6 @@
 """The trained members together, and the item features of the head beside them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from palate.backbone.ensemble import Ensemble, Trained, load_members
 from palate.config import Config
-from palate.data.episodes import History
-from palate.data.event_log import EventLog, from_histories
+from palate.data.choices import Choices
+from palate.data.event_log import EventLog
 from palate.meta.evidence import FeatureSpace, fit_evidence, fit_features, fit_popularity, foretell_evidence
 from palate.meta.head import Items
 from palate.meta.item_tasks import ItemPosterior, fit_item_posterior, rank_of
@@ -32,7 +32,7 @@ class Shared(NamedTuple):
 
 def assemble(
     members: Sequence[Trained],
-    histories: Mapping[str, History],
+    people: Choices,
     prepared: Prepared,
     content: Float[Tensor, "item content"],
     config: Config,
@@ -40,15 +40,14 @@ def assemble(
 ) -> Shared:
     """Put trained members together and fit the head's item features on the people they were trained on."""
     ensemble = load_members(config.model, [member.weights for member in members], prepared.content, len(content))
-    people = list(histories.values())
     with torch.no_grad():
         vectors = ensemble.item_vectors()
         features, space = fit_features(
-            fit_evidence(people, len(content), config.evidence), content, vectors, config.evidence
+            fit_evidence(people.chosen, len(content), config.evidence), content, vectors, config.evidence
         )
-        popularity = fit_popularity(people, len(vectors), config.evidence.half_life, until)
+        popularity = fit_popularity(people.chosen, len(vectors), config.evidence.half_life, until)
         items = Items(features, vectors, ensemble.item_bias(), popularity.items)
-    return Shared(ensemble, items, space, popularity.unseen, popularity.counts, from_histories(people))
+    return Shared(ensemble, items, space, popularity.unseen, popularity.counts, people.chosen)
 
 
 def alone(shared: Shared, member: int, config: Config) -> tuple[Ensemble, Items]:
@@ -83,7 +82,7 @@ def learn_items(
             torch.full((len(vectors),), shared.unseen_popularity),
         )
         return fit_item_posterior(
-            list(prepared.histories.values()),
+            prepared.histories.chosen,
             items,
             foretold,
             shared.counts,

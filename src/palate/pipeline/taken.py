@@ -4,7 +4,6 @@ The head above it is meta-trained on people whom it has not seen: those whom `pa
 those who came after the last event that it has learned from.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -15,7 +14,8 @@ from palate.backbone.ensemble import Trained
 from palate.backbone.sequence_model import Catalogue
 from palate.backbone.warm_start import content_width, renew_model
 from palate.config import Config
-from palate.data.episodes import History, is_held_out
+from palate.data.choices import Choices
+from palate.data.episodes import is_held_out
 from palate.errors import ConfigError, DataError
 from palate.pipeline.newcomers import LEAST_NEWCOMERS
 from palate.pipeline.preparing import Prepared
@@ -53,21 +53,20 @@ def take_backbone(config: Config) -> tuple[Pretrained, Config]:
     return taken, replace(config, model=model, num_members=1)
 
 
-def newcomers_to(taken: Pretrained, histories: Mapping[str, History], config: Config) -> dict[str, History]:
+def newcomers_to(taken: Pretrained, people: Choices, config: Config) -> Choices:
     """The people with enough items whom the model has not seen, in the order of their ids.
 
     Raises:
         DataError: fewer than three.
     """
-    found = {
-        user: history
-        for user, history in histories.items()
-        if len(history.items) >= config.meta.min_items
-        and (is_held_out(user, taken.held_out) or history.times[0] > taken.until)
-    }
-    if len(found) < LEAST_NEWCOMERS or len(found) == len(histories):
+    chosen = people.chosen
+    able = np.flatnonzero(chosen.lengths() >= config.meta.min_items)
+    late = chosen.times[chosen.offsets[able]] > taken.until
+    left_out = np.array([is_held_out(people.users[row], taken.held_out) for row in able.tolist()], np.bool_)
+    found = people.take(able[late | left_out])
+    if len(found) < LEAST_NEWCOMERS or len(found) == len(people):
         raise DataError(
-            f"meta-training: {len(found)} of {len(histories):,} people have at least {config.meta.min_items} distinct "
+            f"meta-training: {len(found)} of {len(people):,} people have at least {config.meta.min_items} distinct "
             f"items and are new to the model in {config.backbone}, expected at least {LEAST_NEWCOMERS} and others; "
             "write its events with `palate events --held-out 0.05`, or come back with people who came later"
         )
@@ -94,8 +93,7 @@ def as_member(taken: Pretrained, prepared: Prepared) -> Trained:
             )
     if len(taken.model.profile):
         raise DataError("backbone: it reads profiles, which are encoded anew here; pre-train one without")
-    chosen = np.concatenate([history.items for history in prepared.histories.values()])
-    counts = torch.from_numpy(np.bincount(chosen, minlength=len(prepared.vocabulary)))
+    counts = torch.from_numpy(np.bincount(prepared.histories.chosen.items, minlength=len(prepared.vocabulary)))
     model = renew_model(taken.model, Catalogue(counts, prepared.content[:, :width] if width else None), kept)
     return Trained(dict(model.state_dict()), tuple(record.loss for record in taken.history))
 

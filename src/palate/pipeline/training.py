@@ -23,15 +23,14 @@ import numpy as np
 import torch
 
 from palate.config import Config
+from palate.data.choices import Choices
 from palate.data.dataset import Dataset
-from palate.data.episodes import History
-from palate.data.event_log import from_histories
 from palate.errors import ConfigError, DataError
 from palate.meta.evidence import fit_rotation
 from palate.meta.head import catalogue_statistics
 from palate.pipeline.head import choose_scorers_on, go_on, layout_of_items, make_head_of, make_world, meta_train_head
 from palate.pipeline.members import pre_train
-from palate.pipeline.newcomers import check_newcomers, deal, newcomers_of, without
+from palate.pipeline.newcomers import check_newcomers, deal, newcomers_of
 from palate.pipeline.preparing import Prepared, encode, index_events
 from palate.pipeline.shared import alone, assemble, learn_items
 from palate.pipeline.taken import as_member, newcomers_to, take_backbone
@@ -93,8 +92,8 @@ def train(
         taken, config = take_backbone(config)
     with reporter.stage("encode content") as stage:
         indexed = index_events(dataset, config, first=_first_items(start, taken))
-        folds = list[dict[str, History]]()
-        if config.model.rated and all(history.ratings is None for history in indexed.histories.values()):
+        folds = list[Choices]()
+        if config.model.rated and indexed.histories.chosen.values is None:
             raise DataError(
                 f"{dataset.name}: model.rated is on and nobody has rated anything; turn it off, or give events of a "
                 f"type in rating_events {config.rating_events}"
@@ -122,7 +121,7 @@ def train(
     final = assemble(last, prepared.histories, prepared, content, config, until)
     with reporter.stage("meta-train") as stage:
         if start is None:
-            known = without(prepared.histories, *folds)
+            known = prepared.histories.without(*folds)
             shared = assemble(first, known, prepared, content, config, until)
             head = make_head_of(shared.items, prepared, config)
             params = head.params(layout_of_items(shared.items, content, prepared, config), shared.items)
@@ -131,7 +130,7 @@ def train(
                 make_world(*alone(shared, member, config), fold, prepared.profiles, settings)
                 for member, fold in enumerate(folds)
             ]
-            scorers = choose_scorers_on(worlds, from_histories(list(known.values())), config)
+            scorers = choose_scorers_on(worlds, known.chosen, config)
             learned = meta_train_head(head, params, scorers, worlds, settings, config.seed, stage)
         else:
             learned, scorers = go_on(start, dataset, prepared, final.items, content, config, stage), start.scorers
@@ -150,7 +149,7 @@ def train(
         kin=no_kin(),
     )
     ratings, said = None, dict[str, Any]()
-    if any(history.ratings is not None for history in prepared.histories.values()):
+    if prepared.histories.chosen.values is not None:
         with reporter.stage("fit ratings") as stage:
             ratings, said = _fit_ratings(dataset, prepared, table, config, stage)
     recommender = Recommender(
@@ -162,7 +161,7 @@ def train(
         item_table=table,
         ratings=ratings,
         profile_encoder=prepared.profile_encoder,
-        users=prepared.histories,
+        record=prepared.record,
         profiles=prepared.profiles,
         training={
             "backbone loss": [list(point) for point in enumerate(losses, start=1)],
@@ -188,12 +187,10 @@ def _fit_ratings(
     dataset: Dataset, prepared: Prepared, table: ItemTable, config: Config, stage: StageHandle
 ) -> tuple[RatingModel | None, dict[str, Any]]:
     """The model of ratings and what is said of it in the record of the training; None where there are too few."""
-    parts = [history.rated() for history in prepared.histories.values()]
-    ratings = Ratings(
-        np.repeat(np.arange(len(parts)), [len(items) for items, _ in parts]),
-        np.concatenate([items for items, _ in parts]),
-        np.concatenate([values for _, values in parts]),
-    )
+    chosen = prepared.histories.chosen
+    assert chosen.values is not None, "some of the choices are ratings"
+    rated, users = ~np.isnan(chosen.values), np.repeat(np.arange(chosen.num_users), chosen.lengths())
+    ratings = Ratings(users[rated], chosen.items[rated].astype(np.int64), chosen.values[rated])
     reason = why_not(ratings, config.ratings)
     if reason is not None:
         stage.done(f"not learned: {reason}")

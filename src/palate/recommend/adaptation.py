@@ -6,7 +6,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from palate.backbone.batches import inputs
@@ -14,7 +14,7 @@ from palate.backbone.ensemble import Ensemble
 from palate.backbone.reader import Reader
 from palate.config import Config
 from palate.data.episodes import EMPTY_HISTORY, History
-from palate.data.event_log import from_histories
+from palate.data.event_log import from_histories, from_sequences
 from palate.meta.adapter import Adapter
 from palate.meta.head import Head, Items, Profile, make_head
 from palate.meta.learner import Fast, Params
@@ -72,17 +72,18 @@ class Adaptation:
         with torch.inference_mode():
             states = self._states(items, histories, profiles)
             before = self._states(items, [EMPTY_HISTORY] * len(histories), profiles)
-            recent = [history.tail(self.config.model.max_events) for history in histories]
-            supports = make_supports(recent, items.features, states)
-            profile, log = Profile(profiles, before), from_histories(recent)
-            return score_supports(self._head, self.params, items, self.scorers, profile, supports, log, kin)
+            recent = from_histories(histories).recent(self.config.model.max_events)
+            refused = from_sequences(history.refused for history in histories)
+            supports = make_supports(recent, refused, _returning(histories), items.features, states)
+            profile = Profile(profiles, before)
+            return score_supports(self._head, self.params, items, self.scorers, profile, supports, recent, kin)
 
     def _states(
         self, items: Items, histories: Sequence[History], profiles: Float[Tensor, "user profile"]
     ) -> Float[Tensor, "user dim"]:
-        returning = np.array([history.returning for history in histories], np.bool_)
         model = self.config.model
-        read = inputs(from_histories(histories, rated=model.rated), model.max_events, returning=returning)
+        log = from_histories(histories, rated=model.rated)
+        read = inputs(log, model.max_events, returning=_returning(histories))
         return self.backbone.last_states(read._replace(profiles=profiles), items.vectors)
 
     @cached_property
@@ -98,3 +99,7 @@ class Adaptation:
     @cached_property
     def _reader(self) -> Reader:
         return Reader(self.backbone)
+
+
+def _returning(histories: Sequence[History]) -> Bool[np.ndarray, "user"]:
+    return np.array([history.returning for history in histories], np.bool_)

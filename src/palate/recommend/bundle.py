@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
@@ -20,7 +19,8 @@ from torch import Tensor
 
 from palate.backbone.ensemble import Ensemble, load_members
 from palate.config import Config
-from palate.data.episodes import History, any_rated
+from palate.data.event_log import EventLog
+from palate.data.record import Record
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeEncoder
 from palate.errors import ModelError, PalateError
@@ -33,7 +33,7 @@ from palate.recommend.item_table import ItemTable
 from palate.scorers.evidence import Scorers
 from palate.scorers.kin import Kin
 
-FORMAT = 8
+FORMAT = 9
 _MODEL, _USERS, _VOCABULARY, _NAMES = FILES = (
     "model.safetensors",
     "people.safetensors",
@@ -54,7 +54,7 @@ class Bundle:
     item_table: ItemTable
     ratings: RatingModel | None
     profile_encoder: AttributeEncoder
-    users: Mapping[str, History]
+    record: Record
     profiles: Mapping[str, Float[Tensor, "profile"]]
     training: Mapping[str, object]
     trained_until: float
@@ -80,7 +80,8 @@ def to_files(bundle: Bundle) -> dict[str, bytes]:
         "titles": items.titles,
         "item_encoder": items.encoder.to_dict(),
         "profile_encoder": bundle.profile_encoder.to_dict(),
-        "users": list(bundle.users),
+        "users": bundle.record.users,
+        "kinds": bundle.record.kinds,
         "training": dict(bundle.training),
         "scorers": {name: scorer.setting for name, scorer in bundle.scorers.fitted.items()},
     }
@@ -154,36 +155,17 @@ def _derived(items: ItemTable) -> dict[str, Tensor]:
     } | {f"kin.{name}": torch.from_numpy(value) for name, value in items.kin._asdict().items()}
 
 
+_OF_EVENTS = ("items", "seconds", "kinds", "values", "sessions")
+
+
 def _of_users(bundle: Bundle) -> dict[str, Tensor]:
-    """Histories end to end, with where each begins."""
-    histories = list(bundle.users.values())
-
-    def joined(arrays: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate(arrays)) if arrays else torch.zeros(0, dtype=torch.int64)
-
-    def starts(arrays: list[np.ndarray]) -> Tensor:
-        return torch.tensor(np.cumsum([0, *map(len, arrays)]), dtype=torch.int64)
-
-    profiles = list(bundle.profiles.values())  # none where people are kept elsewhere
-    items = [history.items for history in histories]
-    refused = [history.refused for history in histories]
+    """Everyone's events end to end, with where each person begins, and their profiles."""
+    log, profiles = bundle.record.log, list(bundle.profiles.values())  # none where people are kept elsewhere
+    columns = {name: getattr(log, name) for name in ("offsets", *_OF_EVENTS)}
     return {
-        "items": joined(items),
-        "items.starts": starts(items),
-        "times": joined([history.times for history in histories]),
-        **_ratings_of(histories),
-        "refused": joined(refused),
-        "refused.starts": starts(refused),
+        **{f"events.{name}": torch.from_numpy(column) for name, column in columns.items() if column is not None},
         "profiles": torch.stack([torch.zeros(bundle.profile_encoder.dim), *profiles])[1:].contiguous(),
     }
-
-
-def _ratings_of(histories: Sequence[History]) -> dict[str, Tensor]:
-    """The ratings, and which of all the items have one: a NaN in a file is damage."""
-    rows = [np.full(len(one.items), np.nan) if one.ratings is None else one.ratings for one in histories]
-    every = np.concatenate([np.zeros(0), *rows])
-    known = ~np.isnan(every)
-    return {"rated": torch.from_numpy(known), "ratings": torch.from_numpy(every[known])}
 
 
 def _refuse_non_finite(tensors: Mapping[str, Tensor], file: str) -> None:
@@ -229,24 +211,16 @@ def _assemble(
         item_table=items,
         ratings=RatingModel.from_tensors(ratings, config.ratings) if ratings else None,
         profile_encoder=profile_encoder,
-        users=_histories(people, names["users"]),
+        record=_record(people, names["users"], names["kinds"], len(vocabulary)),
         profiles=dict(zip(names["users"], people["profiles"], strict=True)),
         training=names["training"],
         trained_until=float(names["trained_until"]),
     )
 
 
-def _histories(people: Mapping[str, Tensor], users: list[str]) -> dict[str, History]:
-    starts, refusals = people["items.starts"].tolist(), people["refused.starts"].tolist()
-    items, times, refused = (people[name].numpy() for name in ("items", "times", "refused"))
-    ratings = np.full(len(items), np.nan)
-    ratings[people["rated"].numpy()] = people["ratings"].numpy()
-    return {
-        user: History(
-            items[starts[row] : starts[row + 1]],
-            times[starts[row] : starts[row + 1]],
-            refused[refusals[row] : refusals[row + 1]].astype(np.int64),
-            ratings=any_rated(ratings[starts[row] : starts[row + 1]]),
-        )
-        for row, user in enumerate(users)
-    }
+def _record(people: Mapping[str, Tensor], users: Sequence[str], kinds: Sequence[str], num_items: int) -> Record:
+    columns = {name: people[f"events.{name}"].numpy() for name in _OF_EVENTS if f"events.{name}" in people}
+    log = EventLog(offsets=people["events.offsets"].numpy(), **columns)
+    if len(users) != log.num_users or not 0 <= log.items.min(initial=0) <= log.items.max(initial=0) < num_items:
+        raise ValueError(f"events of {log.num_users} people with {num_items} items do not fit the names")
+    return Record(tuple(users), tuple(kinds), log)

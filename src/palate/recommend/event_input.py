@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from palate.data.episodes import EMPTY_HISTORY, EventMeaning, History, build_histories
+from palate.data.choices import Choices, read_choices
+from palate.data.episodes import EMPTY_HISTORY, EventMeaning, History
 from palate.data.log import read_ids, require_columns, validate_interactions
 from palate.data.vocabulary import Vocabulary
 from palate.errors import DataError
@@ -16,13 +17,13 @@ item id in that order."""
 
 
 def read_history(
-    events: EventInput, users: Mapping[str, History], vocabulary: Vocabulary, meaning: EventMeaning
+    events: EventInput, users: Choices, vocabulary: Vocabulary, meaning: EventMeaning
 ) -> tuple[History, float | None]:
     """Read a person's events; return them, and when the last one was (None: nobody says).
 
     Args:
         events: what the caller has.
-        users: histories of people in training, by id.
+        users: the people in training.
         vocabulary: of the items.
         meaning: what types of events say.
 
@@ -34,8 +35,7 @@ def read_history(
             raise DataError(
                 f"user {events!r} is not among the {len(users):,} people in training; pass their events instead"
             )
-        history = users[events]
-        return history, float(history.times.max()) if len(history.times) else None
+        return users[events], users.last_seen_of(events)
     if isinstance(events, pl.DataFrame):
         return _read_table(events, vocabulary, meaning)
     ratings = np.array(list(events.values()), np.float64) if isinstance(events, Mapping) and events else None
@@ -69,8 +69,7 @@ def _read_table(events: pl.DataFrame, vocabulary: Vocabulary, meaning: EventMean
     _numbers(read_ids(events["item_id"], source="events").to_list(), vocabulary)
     last = log["timestamp"].dt.epoch("us").max()
     assert isinstance(last, int), "a log that is valid has times"
-    histories = build_histories(log, vocabulary, sorted(meaning.negative), sorted(meaning.rating))
-    return histories[people[0]], last / 1e6 if timed else None
+    return read_choices(log, vocabulary, meaning)[people[0]], last / 1e6 if timed else None
 
 
 def _numbers(item_ids: Sequence[str], vocabulary: Vocabulary) -> list[int]:

@@ -4,7 +4,7 @@ A table is never changed: what adds items or takes in events returns another one
 events in training; the others are known by their content alone until people choose them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from palate.data.catalog import Catalog
-from palate.data.episodes import EMPTY_HISTORY, History, build_histories
+from palate.data.choices import read_choices
+from palate.data.episodes import EMPTY_HISTORY, EventMeaning, History
 from palate.data.log import validate_interactions
 from palate.data.times import parse_time
 from palate.data.vocabulary import Vocabulary
@@ -133,7 +134,7 @@ class ItemTable:
         events: pl.DataFrame,
         users: Mapping[str, History],
         half_life: float,
-        negative_events: Sequence[str],
+        meaning: EventMeaning,
         now: datetime | str | None,
     ) -> tuple[ItemChoices, float]:
         """What people have chosen since training, and the moment up to which that is, in seconds since 1970-01-01.
@@ -142,7 +143,7 @@ class ItemTable:
             events: user_id, item_id and timestamp at least. Items that are not in the table are passed over.
             users: histories of people in training.
             half_life: days after which a choice counts half; see `EvidenceConfig`.
-            negative_events: types of events that say no.
+            meaning: what types of events say.
             now: the moment, naive UTC; None: that of the newest event.
 
         Raises:
@@ -154,7 +155,7 @@ class ItemTable:
         late = log.filter(pl.col("timestamp") > moment)
         if not late.is_empty():
             raise DataError(f"events: one is at {late['timestamp'][0]}, after now ({moment}); leave it out")
-        since = build_histories(log.filter(pl.col("item_id").is_in(self._ids)), self.vocabulary, negative_events)
+        since = read_choices(log.filter(pl.col("item_id").is_in(self._ids)), self.vocabulary, meaning)
         choices = self.no_choices(half_life)
         choices.exchange({}, {user: users.get(user, EMPTY_HISTORY).then(own) for user, own in since.items()})
         return choices, (moment - datetime(1970, 1, 1)).total_seconds()

@@ -21,12 +21,14 @@ from torch import Tensor
 from palate.backbone.ensemble import Ensemble
 from palate.config import Config
 from palate.data.catalog import Catalog
+from palate.data.choices import Choices, choices_in
 from palate.data.episodes import History, is_another_visit
+from palate.data.record import NO_RECORD, Record
 from palate.data.times import parse_time
 from palate.data.vocabulary import Vocabulary
 from palate.encoders.attributes import AttributeEncoder
 from palate.errors import DataError
-from palate.meta.head import Items, metric, search_query, search_rows
+from palate.meta.head import Items, ScoringRows, metric, score_parts, search_query, search_rows
 from palate.meta.item_choices import ItemChoices
 from palate.meta.learner import Params
 from palate.ratings.rating_model import RatingModel
@@ -58,6 +60,9 @@ class Recommendation(NamedTuple):
     """For people: why this item."""
     because: str | None
     """Id of the item among the person's events that speaks most for this one, if any does."""
+    parts: Mapping[str, float]
+    """What each scorer adds to the score: the sequence model ("sequence"), the adapted weights ("adapted"), what is
+    expected of anyone with such a profile ("profile"), "popularity", and the item-item scorers by their names."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,8 +87,8 @@ class Recommender:
     ratings: RatingModel | None
     """What people make of items they rate; None: nobody rated any in training."""
     profile_encoder: AttributeEncoder
-    users: Mapping[str, History]
-    """Histories of the people in training."""
+    record: Record
+    """All events of the people in training."""
     profiles: Mapping[str, Float[Tensor, "profile"]]
     """Encoded profiles of the people in training."""
     training: Mapping[str, object]
@@ -98,8 +103,8 @@ class Recommender:
         until = datetime.fromtimestamp(self.trained_until, UTC)
         return (
             f"<palate.Recommender {self.model_id}: {len(self.vocabulary):,} items ({self.num_trained:,} in training), "
-            f"{len(self.users):,} users, trained until {until:%Y-%m-%d %H:%M}, learner {self.config.meta.learner}, "
-            f"{self.config.num_members} members>"
+            f"{len(self.record.users):,} users, trained until {until:%Y-%m-%d %H:%M}, "
+            f"learner {self.config.meta.learner}, {self.config.num_members} members>"
         )
 
     def __copy__(self) -> "Recommender":
@@ -110,6 +115,15 @@ class Recommender:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (to_files(self._bundle), self.retrieval)
+
+    def without_people(self) -> "Recommender":
+        """The model alone, without the people that it was trained on: for who keeps people elsewhere."""
+        return replace(self, record=NO_RECORD, profiles={})
+
+    @cached_property
+    def users(self) -> Choices:
+        """What the people in training have chosen, refused and rated, by user id."""
+        return choices_in(self.record, self.config.meaning)
 
     @property
     def items(self) -> Items:
@@ -200,9 +214,11 @@ class Recommender:
             allowed = np.zeros(len(self.vocabulary), np.bool_)
             allowed[self.vocabulary.index(list(candidates))] = True
         places, values = self.rank(state, k, allowed=allowed, excluded=excluded)
-        reasons = self.reasons(state, places)
+        reasons, parts = self.reasons(state, places), self.parts(state, places)
         return [
-            Recommendation(rank, self.vocabulary.ids[place], self.titles[place], value, *reasons[rank - 1])
+            Recommendation(
+                rank, self.vocabulary.ids[place], self.titles[place], value, *reasons[rank - 1], parts[rank - 1]
+            )
             for rank, (place, value) in enumerate(zip(places.tolist(), values.tolist(), strict=True), start=1)
         ]
 
@@ -305,6 +321,15 @@ class Recommender:
         """
         return self._explainer.reasons(state.history.tail(self.config.model.max_events).items, places)
 
+    def parts(self, state: State, places: Int64[np.ndarray, "place"]) -> list[dict[str, float]]:
+        """What each scorer adds to the score of each of these items; see `Recommendation.parts`."""
+        recent = state.history.tail(self.config.model.max_events).items
+        with torch.inference_mode():
+            rows = ScoringRows(*(column[torch.from_numpy(places)] for column in self.item_table.scoring_rows))
+            terms = {name: value.numpy() for name, value in score_parts(state.fast, rows).items()}
+        terms |= self.scorers.each_contribution(recent, state.fast["scorers"].numpy(), self.item_table.kin, places)
+        return [{name: float(value[row]) for name, value in terms.items()} for row in range(len(places))]
+
     def similar_items(self, item_id: str, k: int = 10) -> list[Recommendation]:
         """List the items nearest to one in the metric that the learner has learned; the score is a cosine.
 
@@ -315,7 +340,7 @@ class Recommender:
         place = int(self.vocabulary.index([item_id])[0])
         ids, titles, reason = self.vocabulary.ids, self.titles, f"similar to {self.titles[place]}"
         return [
-            Recommendation(rank, ids[other], titles[other], cosine, reason, item_id)
+            Recommendation(rank, ids[other], titles[other], cosine, reason, item_id, {"cosine": cosine})
             for rank, (other, cosine) in enumerate(self._explainer.nearest(place, k), start=1)
         ]
 
@@ -353,8 +378,8 @@ class Recommender:
         """
         if events.is_empty():
             return self if self.item_table.base is None else replace(self, item_table=self.item_table.without_choices())
-        negative, half_life = self.config.negative_events, self.config.evidence.half_life
-        return self.with_item_choices(*self.item_table.read_choices(events, self.users, half_life, negative, now))
+        half_life, meaning = self.config.evidence.half_life, self.config.meaning
+        return self.with_item_choices(*self.item_table.read_choices(events, self.users, half_life, meaning, now))
 
     def no_choices(self) -> ItemChoices:
         """Return what `with_item_choices` reads before anything was chosen; fill it with whole histories."""
@@ -438,10 +463,10 @@ class Recommender:
     @cached_property
     def _index(self) -> Index:
         """All items, searched by inner product; tuned by what people in training would have asked along their way."""
-        users = list(self.users)
-        sample = sample_histories([self.users[user] for user in users], self.retrieval.num_samples)
+        people = self.users
+        sample = sample_histories(people.histories(), self.retrieval.num_samples)
         queries = [
-            search_query(self.adapt_to(history, self.profiles[users[place]]).fast).float().numpy()
+            search_query(self.adapt_to(history, self.profiles[people.users[place]]).fast).float().numpy()
             for place, history in sample
         ]
         rows = search_rows(self.items).numpy()

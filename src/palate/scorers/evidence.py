@@ -103,6 +103,23 @@ class Scorers:
         new = np.flatnonzero(inherited)
         return np.concatenate([items, self.num_items + new]), np.concatenate([added, inherited[new]])
 
+    def each_contribution(
+        self,
+        chosen: Int64[np.ndarray, "event"],
+        weights: Float[np.ndarray, "feature"],
+        kin: Kin,
+        places: Int64[np.ndarray, "place"],
+    ) -> dict[str, Float32[np.ndarray, "place"]]:
+        """What each scorer adds to the scores of some items: `contribution`, taken apart."""
+        found = {}
+        for number, (name, scorer) in enumerate(self.fitted.items()):
+            own = slice(PER_SCORER * number, PER_SCORER * (number + 1))
+            items, added = Scorers({name: scorer}, self.spread[own]).contribution(chosen, weights[own], kin)
+            whole = np.zeros(self.num_items + len(kin.items), np.float32)
+            whole[items] = added
+            found[name] = whole[places]
+        return found
+
     def _of_known(
         self, chosen: Int64[np.ndarray, "event"], weights: Float[np.ndarray, "feature"]
     ) -> tuple[Int64[np.ndarray, "item"], Float32[np.ndarray, "item"]]:

@@ -33,44 +33,31 @@ def take_in(store: Store, dataset: Dataset, now: float, say: Callable[[str], Non
                 else:
                     people.upsert(connection, [people.PersonChange(key, values) for key, values in some], now)
     say(f"{dataset.items.frame.height:,} items and {dataset.users.frame.height:,} people")
-    added = done = 0
-    for rows_ in _parts(list(_events_of(dataset.interactions))):
-        with store.write() as connection:
-            added += len(events.append(connection, rows_, now).stored)
-        done += len(rows_)
-        if done % (20 * _TOGETHER) == 0:
-            say(f"{done:,} of {dataset.interactions.height:,} events")
-    say(f"{added:,} new events of {dataset.interactions.height:,}")
-    return added
+    return _take_in_events(store, dataset.interactions, now, say)
 
 
-def take_in_model(store: Store, model: Recommender, now: float, say: Callable[[str], None] = lambda line: None) -> None:
-    """Store what a model folder itself knows, for one whose data is not at hand: titles, and people's histories.
+def take_in_model(store: Store, model: Recommender, now: float, say: Callable[[str], None] = lambda line: None) -> int:
+    """Store what a model folder itself knows, for one whose data is not at hand: titles and events; return how many.
 
-    Only the first choice of each item is known there, with the last rating, and the people's attributes are not.
+    Only the events with items that the model was trained on are known there, and the people's attributes are not.
     """
     with store.write() as connection:
         rows = zip(model.vocabulary.ids, model.titles, strict=True)
         items.upsert(connection, [items.ItemChange(item_id, {"title": title}) for item_id, title in rows], now)
-    refusal = next(iter(model.config.negative_events), None)
-    rating = next(iter(model.config.rating_events), None)
-    rows_ = []
-    for user_id, history in model.users.items():
-        rated = dict(zip(*(values.tolist() for values in history.rated()), strict=True)) if rating is not None else {}
-        done = [
-            (rating if rating is not None and item in rated else "purchase", item, when, rated.get(item, 1.0))
-            for item, when in zip(history.items.tolist(), history.times.tolist(), strict=True)
-        ]
-        last = float(history.times.max(initial=0.0))
-        done += [] if refusal is None else [(refusal, item, last, 1.0) for item in history.refused.tolist()]
-        for kind, item, when, weight in done:
-            item_id = model.vocabulary.ids[item]
-            event_id = _digest(user_id, item_id, kind, repr(when), "model")
-            rows_.append(NewEvent(event_id, user_id, item_id, kind, when, weight))
-    for some in _parts(rows_):
+    say(f"{len(model.vocabulary):,} items and {len(model.record.users):,} people, as the model knows them")
+    return _take_in_events(store, model.record.to_interactions(model.vocabulary), now, say)
+
+
+def _take_in_events(store: Store, interactions: pl.DataFrame, now: float, say: Callable[[str], None]) -> int:
+    added = done = 0
+    for rows in _parts(list(_events_of(interactions))):
         with store.write() as connection:
-            events.append(connection, some, now)
-    say(f"{len(model.vocabulary):,} items, {len(model.users):,} people, {len(rows_):,} events, as the model knows them")
+            added += len(events.append(connection, rows, now).stored)
+        done += len(rows)
+        if done % (20 * _TOGETHER) == 0:
+            say(f"{done:,} of {interactions.height:,} events")
+    say(f"{added:,} new events of {interactions.height:,}")
+    return added
 
 
 def _events_of(log: pl.DataFrame) -> Iterator[NewEvent]:

@@ -5,11 +5,10 @@ parts. Nothing of it is stored: events are the truth.
 """
 
 import time
-from collections.abc import Mapping
 
 import polars as pl
 
-from palate.data.episodes import History, build_histories
+from palate.data.choices import Choices, read_choices
 from palate.meta.item_choices import ItemChoices
 from palate.recommend import Recommender
 from palate.store import Store, erasure, events
@@ -69,6 +68,6 @@ class ItemFollower:
         return any(item_id in model.vocabulary for item_id in self._missed)
 
 
-def _histories(done: pl.DataFrame, model: Recommender) -> Mapping[str, History]:
+def _histories(done: pl.DataFrame, model: Recommender) -> Choices:
     frame = done.with_columns(timestamp=pl.from_epoch((pl.col("seconds") * 1e6).round().cast(pl.Int64), time_unit="us"))
-    return build_histories(frame, model.vocabulary, model.config.negative_events)
+    return read_choices(frame, model.vocabulary, model.config.meaning._replace(rating=frozenset()))

@@ -7,7 +7,6 @@ are signed with the home's key, and none is opened that is not.
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from palate.config import DataConfig
@@ -81,7 +80,7 @@ def register(store: Store, home: Home, model: Recommender, report: Mapping[str, 
     """
     folder = home.models / model.model_id
     key = make_key(home.signing_key)
-    replace(model, users={}, profiles={}).save(folder, key)
+    model.without_people().save(folder, key)
     Recommender.load(folder, key.public_key())
     manifest = _manifest_of(folder)
     with store.write() as connection:
