@@ -38,7 +38,7 @@ from palate.backbone.batches import BatchConfig, BatchSource, inputs
 from palate.backbone.engine import train
 from palate.backbone.sequence_model import Catalogue, SequenceModel, SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
-from palate.baselines.item_item import Scorer
+from palate.baselines import Scorer
 from palate.data.event_log import EventLog
 from palate.evaluation.sequential.data import SequenceData, open_sequences
 from palate.evaluation.sequential.leave_one_out import Held, figures, leave_one_out, rank_targets

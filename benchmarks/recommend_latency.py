@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from palate.baselines import EASEConfig, fit_ease
+from palate.baselines import NEWCOMER_BASELINES, EASEConfig
 from palate.cli import find_model
-from palate.data.choices import purchase_matrix
+from palate.data.event_log import from_sequences
 from palate.metrics import top_k
 
 NUM_EVENTS = 10
@@ -43,10 +43,10 @@ def main() -> None:
     supports = [history.items[:NUM_EVENTS] for history in people]
     ids = [[model.vocabulary.ids[item] for item in support] for support in supports]
     states = [model.adapt(events) for events in ids]
-    ease = fit_ease(purchase_matrix(model.users.chosen, model.num_trained), EASEConfig())
+    ease = NEWCOMER_BASELINES["ease"].fit(model.users.chosen, model.num_trained, EASEConfig(), 1.0)
 
     def ease_list(person: int) -> object:
-        scores = ease([supports[person % len(supports)]])
+        scores = ease(from_sequences([supports[person % len(supports)]]))
         scores[0, supports[person % len(supports)]] = -np.inf
         return top_k(scores, 10)
 

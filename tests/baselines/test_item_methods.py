@@ -1,17 +1,13 @@
 """Popularity, item-kNN, EASE and the trivial baselines against slow-but-obvious references."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
-from palate.baselines import (
-    BASELINES,
-    EASEConfig,
-    ItemKNNConfig,
-    RandomConfig,
-    fit_ease,
-    fit_item_knn,
-    fit_popularity,
-)
+from palate.baselines import NEWCOMER_BASELINES, EASEConfig, ItemKNNConfig, NoSettings, RandomConfig
+from palate.data.event_log import from_sequences
 from palate.errors import ConfigError
 
 HAND_MATRIX = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]], dtype=np.float32)
@@ -28,28 +24,34 @@ def one_at_a_time(num_items: int) -> list[np.ndarray]:
     return [np.array([item]) for item in range(num_items)]
 
 
+def fit(name: str, matrix: np.ndarray, config: Any = None) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """A baseline of newcomers on a purchase matrix; reads supports."""
+    entry = NEWCOMER_BASELINES[name]
+    log = from_sequences([np.flatnonzero(row) for row in matrix])
+    scorer = entry.fit(log, matrix.shape[1], config or entry.configs[0], 1.0)
+    return lambda supports: scorer(from_sequences(supports))
+
+
 def test_popularity_is_the_share_of_buyers() -> None:
-    scores = fit_popularity(HAND_MATRIX)([np.array([3]), np.array([0, 1])])
+    scores = fit("popularity", HAND_MATRIX)([np.array([3]), np.array([0, 1])])
     np.testing.assert_allclose(scores, np.tile([1, 2 / 3, 1 / 3, 0], (2, 1)), rtol=1e-6)
 
 
 def test_constant_scores_all_alike() -> None:
-    entry = BASELINES["constant"]
-    assert not entry.fit(HAND_MATRIX, entry.configs[0])([np.array([1]), np.array([2])]).any()
+    assert not fit("constant", HAND_MATRIX, NoSettings())([np.array([1]), np.array([2])]).any()
 
 
 def test_random_depends_on_seed_and_row_only() -> None:
-    entry = BASELINES["random"]
     supports = one_at_a_time(4)
-    scores = entry.fit(HAND_MATRIX, RandomConfig(seed=1))(supports)
-    np.testing.assert_array_equal(scores[:2], entry.fit(HAND_MATRIX, RandomConfig(seed=1))(supports[2:]))
-    assert not np.array_equal(scores, entry.fit(HAND_MATRIX, RandomConfig(seed=2))(supports))
+    scores = fit("random", HAND_MATRIX, RandomConfig(seed=1))(supports)
+    np.testing.assert_array_equal(scores[:2], fit("random", HAND_MATRIX, RandomConfig(seed=1))(supports[2:]))
+    assert not np.array_equal(scores, fit("random", HAND_MATRIX, RandomConfig(seed=2))(supports))
     assert len({row.tobytes() for row in scores}) == 4
 
 
 def test_item_knn_by_hand() -> None:
     # Items 0 and 1 share two buyers, of three and two: 2 / (√6 + 1); items 0 and 2 share one: 1 / (√3 + 1).
-    scores = fit_item_knn(HAND_MATRIX, ItemKNNConfig(shrink=1.0))([np.array([0])])
+    scores = fit("item_knn", HAND_MATRIX, ItemKNNConfig(shrink=1.0))([np.array([0])])
     np.testing.assert_allclose(scores[0, 1:3], [2 / (np.sqrt(6) + 1), 1 / (np.sqrt(3) + 1)], rtol=1e-6)
     assert scores[0, 0] < 1e-6, "an item is no neighbour of itself"
     assert scores[0, 3] == 0
@@ -71,7 +73,7 @@ def test_item_knn_equals_loops(top_k: int | None) -> None:
             similarity[one] = [value if value > last - 1e-9 else 0 for value in similarity[one]]
     supports = [np.array([0]), np.array([2, 5, 9]), np.array([14])]
     expected = [similarity[support].sum(axis=0) for support in supports[:2]]
-    scores = fit_item_knn(matrix, ItemKNNConfig(shrink=10.0, top_k=top_k))(supports)
+    scores = fit("item_knn", matrix, ItemKNNConfig(shrink=10.0, top_k=top_k))(supports)
     np.testing.assert_allclose(scores[:2], expected, rtol=1e-5, atol=1e-6)
     # Nobody bought item 14, so it says nothing: popularity.
     np.testing.assert_allclose(scores[2], matrix.mean(axis=0), rtol=1e-6)
@@ -84,7 +86,7 @@ def test_more_shrinkage_favours_what_many_bought() -> None:
     matrix[1:13, 1] = 1
     matrix[0, 2] = 1
     trusting, careful = (
-        fit_item_knn(matrix, ItemKNNConfig(shrink=shrink))([np.array([0])])[0] for shrink in (0.01, 100.0)
+        fit("item_knn", matrix, ItemKNNConfig(shrink=shrink))([np.array([0])])[0] for shrink in (0.01, 100.0)
     )
     assert trusting[1] / trusting[2] < careful[1] / careful[2]
 
@@ -99,14 +101,14 @@ def test_ease_equals_ridge_regressions_that_leave_the_item_itself_out(regularisa
         inputs = matrix[:, others].astype(np.float64)
         normal = inputs.T @ inputs + regularisation * np.eye(num_items - 1)
         weights[others, target] = np.linalg.solve(normal, inputs.T @ matrix[:, target])
-    scorer = fit_ease(matrix, EASEConfig(regularisation=regularisation))
+    scorer = fit("ease", matrix, EASEConfig(regularisation=regularisation))
     np.testing.assert_allclose(scorer(one_at_a_time(num_items - 1)), weights[:-1], rtol=1e-4, atol=1e-6)
     support = np.array([1, 4, 8])
     np.testing.assert_allclose(scorer([support])[0], weights[support].sum(axis=0), rtol=1e-4, atol=1e-6)
 
 
 def test_one_persons_scores_do_not_depend_on_the_batch() -> None:
-    for scorer in (fit_ease(matrix_of(2)), fit_item_knn(matrix_of(2))):
+    for scorer in (fit("ease", matrix_of(2)), fit("item_knn", matrix_of(2))):
         together = scorer(one_at_a_time(15))
         for item in range(15):
             np.testing.assert_array_equal(together[item : item + 1], scorer([np.array([item])]))

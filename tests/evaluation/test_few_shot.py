@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palate.baselines import BASELINES
+from palate.baselines import NEWCOMER_BASELINES
 from palate.config import Config, EvaluationConfig
 from palate.data.catalog import Profiles
 from palate.data.dataset import Dataset
@@ -270,7 +270,7 @@ def test_the_judged_model_is_the_served_one(model: Recommender, shop: Dataset, s
 def test_baselines_are_chosen_and_fitted_without_the_judged_people(model: Recommender, tiny: Config) -> None:
     with Reporter().stage("fit") as stage:
         baselines = fit_baselines(model, tiny, stage)
-    assert [entry.name for entry in baselines] == list(BASELINES)
+    assert [entry.name for entry in baselines] == list(NEWCOMER_BASELINES)
     assert {entry.kind for entry in baselines} == {"baseline"}
     for entry in baselines:
         scores = entry.score([history([]), history([0, 1])])

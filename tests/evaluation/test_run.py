@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from palate.baselines import BASELINES
+from palate.baselines import NEWCOMER_BASELINES
 from palate.config import Config
 from palate.data.catalog import Catalog, Profiles
 from palate.data.dataset import Dataset
@@ -65,7 +65,7 @@ def test_the_split_is_described(results: dict[str, Any], shop: Dataset, tiny: Co
 def test_every_model_has_every_point(results: dict[str, Any], tiny: Config) -> None:
     few_shot = results["few_shot"]
     assert few_shot["support_sizes"] == list(tiny.evaluation.support_sizes)
-    assert [model["name"] for model in few_shot["models"]] == ["Palate", "backbone alone", *BASELINES]
+    assert [model["name"] for model in few_shot["models"]] == ["Palate", "backbone alone", *NEWCOMER_BASELINES]
     for model in few_shot["models"]:
         for points in model["metrics"].values():
             assert [point["n"] for point in points] == few_shot["support_sizes"]

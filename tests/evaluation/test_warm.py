@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from palate.baselines import BASELINES
+from palate.baselines import NEWCOMER_BASELINES
 from palate.config import Config
 from palate.data.dataset import Dataset
 from palate.data.episodes import History
@@ -114,7 +114,7 @@ def test_palate_is_told_who_has_yet_to_come_back_and_nobody_else_is(split: Split
 def test_the_whole_evaluation_shows_them(returning_shop: Dataset, model: Recommender, tmp_path: Any) -> None:
     results = evaluate(model, returning_shop)
     warm = results["warm"]
-    assert [entry["name"] for entry in warm["models"]] == ["Palate", "backbone alone", *BASELINES]
+    assert [entry["name"] for entry in warm["models"]] == ["Palate", "backbone alone", *NEWCOMER_BASELINES]
     table = few_shot_table(results, "warm")
     assert "by items known since the cut, 10 customers" in str(table.title)
     write_report(results, tmp_path / "report.html")

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from palate.baselines.item_item import item_item_scorer
+from palate.baselines.base import at_decay
+from palate.baselines.linear import linear_model
 from palate.data.event_log import EventLog, from_sequences
 from palate.errors import ConfigError
 from palate.scorers.item_item import SCORERS, ItemItemConfig, Setting
@@ -38,7 +39,8 @@ def test_a_scorer_with_whole_rows_is_the_dense_model(kind: str, decay: float) ->
     config, log = ItemItemConfig(width=NUM_ITEMS), walks()
     scorer = SCORERS[kind].fit(log, NUM_ITEMS, 60.0, config)._replace(setting=Setting(60.0, decay))
     # The dense model puts items without evidence behind all others by their popularity: of none here.
-    wanted = item_item_scorer(WEIGHTS[kind](log, NUM_ITEMS, 60.0), decay, np.zeros(NUM_ITEMS, np.float32))(walks(1))
+    model = linear_model(WEIGHTS[kind](log, NUM_ITEMS, 60.0), np.zeros(NUM_ITEMS, np.float32))
+    wanted = at_decay(model, NUM_ITEMS, decay)(walks(1))
     np.testing.assert_allclose(scorer.evidence(walks(1)), wanted, rtol=1e-4, atol=1e-2)
 
 

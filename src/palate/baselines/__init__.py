@@ -1,66 +1,109 @@
-"""The strong floor of every table of results: each baseline with the settings that validation selects from.
+"""The baselines of every table of results, each with the tasks that it fits and the settings to select from there.
 
 A baseline is one file and one line here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from palate.baselines.als import ALSConfig, als_scorer, fit_als, list_purchases
-from palate.baselines.base import (
-    BaselineEntry,
-    Scorer,
-    Selection,
-    Trial,
-    count_co_purchases,
-    item_popularity,
-    select,
-)
-from palate.baselines.ease import EASEConfig, ease_scorer, fit_ease
-from palate.baselines.item_knn import ItemKNNConfig, fit_item_knn, item_knn_scorer
-from palate.baselines.popularity import PopularityConfig, fit_popularity, popularity_scorer
-from palate.baselines.trivial import (
-    ConstantConfig,
-    RandomConfig,
-    constant_scorer,
-    count_items,
-    random_scorer,
-)
+from palate.baselines.base import ListBaseline, NoSettings, Scorer, Selection, Trial, select
+from palate.baselines.ease import EASEConfig, fit_ease
+from palate.baselines.implicit_als import ImplicitALSConfig, fit_implicit_als
+from palate.baselines.item_knn import ItemKNNConfig, fit_item_knn
+from palate.baselines.popularity import fit_popularity
+from palate.baselines.transitions import fit_transitions
+from palate.baselines.trivial import RandomConfig, fit_constant, fit_random
 
-ITEM_KNN_GRID = tuple(
-    ItemKNNConfig(shrink=shrink, top_k=top_k) for shrink in (30.0, 10.0, 100.0) for top_k in (None, 50, 200)
-)
-EASE_GRID = tuple(EASEConfig(regularisation=penalty) for penalty in (200.0, 100.0, 400.0, 1000.0))
-ALS_GRID = tuple(
-    ALSConfig(num_factors=num_factors, regularisation=penalty, alpha=alpha)
-    for num_factors in (64, 32, 128)
-    for penalty in (30.0, 1.0, 10.0, 100.0)
-    for alpha in (1.0, 10.0)
-)
+_NOTHING = (NoSettings(),)
+_DECAYS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_COLD_DECAYS = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 
-BASELINES: Mapping[str, BaselineEntry[Any, Any]] = {
-    "constant": BaselineEntry(count_items, constant_scorer, (ConstantConfig(),), learns=False),
-    "random": BaselineEntry(count_items, random_scorer, (RandomConfig(),), learns=False),
-    "popularity": BaselineEntry(item_popularity, popularity_scorer, (PopularityConfig(),)),
-    "item_knn": BaselineEntry(count_co_purchases, item_knn_scorer, ITEM_KNN_GRID),
-    "ease": BaselineEntry(count_co_purchases, ease_scorer, EASE_GRID),
-    "als": BaselineEntry(list_purchases, als_scorer, ALS_GRID),
+
+@dataclass(frozen=True)
+class Baseline:
+    """One line of the table: the baseline in each task, None where it does not fit."""
+
+    newcomers: ListBaseline[Any] | None = None
+    """Lists for newcomers with few events: `palate.evaluation.few_shot`."""
+    sequences: ListBaseline[Any] | None = None
+    """The next item of sequences that go on: `palate.evaluation.sequential`."""
+    cold_sequences: ListBaseline[Any] | None = None
+    """The next item of people who were not trained on: `palate.evaluation.sequential.cold_run`."""
+
+
+def _float32_ease(*penalties: float) -> tuple[EASEConfig, ...]:
+    """For catalogues of tens of thousands of items."""
+    return tuple(EASEConfig(penalty, "float32") for penalty in penalties)
+
+
+BASELINES: Mapping[str, Baseline] = {
+    "constant": Baseline(newcomers=ListBaseline("constant", fit_constant, _NOTHING)),
+    "random": Baseline(newcomers=ListBaseline("random", fit_random, (RandomConfig(),))),
+    "popularity": Baseline(
+        newcomers=ListBaseline("popularity", fit_popularity, _NOTHING),
+        sequences=ListBaseline("popularity", fit_popularity, _NOTHING),
+        cold_sequences=ListBaseline("popularity", fit_popularity, _NOTHING),
+    ),
+    "transitions": Baseline(sequences=ListBaseline("Markov chain", fit_transitions, _NOTHING, (0.0,))),
+    "item_knn": Baseline(
+        newcomers=ListBaseline(
+            "item_knn",
+            fit_item_knn,
+            tuple(ItemKNNConfig(shrink, top_k) for shrink in (30.0, 10.0, 100.0) for top_k in (None, 50, 200)),
+        ),
+        sequences=ListBaseline(
+            "item-kNN, recency", fit_item_knn, tuple(map(ItemKNNConfig, (1.0, 10.0, 100.0, 1000.0))), _DECAYS
+        ),
+        cold_sequences=ListBaseline("item-kNN, recency", fit_item_knn, (ItemKNNConfig(10.0),), _COLD_DECAYS),
+    ),
+    "ease": Baseline(
+        newcomers=ListBaseline("ease", fit_ease, tuple(map(EASEConfig, (200.0, 100.0, 400.0, 1000.0)))),
+        sequences=ListBaseline("EASE, recency", fit_ease, _float32_ease(50.0, 200.0, 1000.0, 3000.0), _DECAYS),
+        cold_sequences=ListBaseline("EASE, recency", fit_ease, _float32_ease(300.0), _COLD_DECAYS),
+    ),
+    "als": Baseline(
+        newcomers=ListBaseline(
+            "als",
+            fit_implicit_als,
+            tuple(
+                ImplicitALSConfig(num_factors, penalty, alpha)
+                for num_factors in (64, 32, 128)
+                for penalty in (30.0, 1.0, 10.0, 100.0)
+                for alpha in (1.0, 10.0)
+            ),
+        )
+    ),
 }
+
+
+def _in(task: Callable[[Baseline], ListBaseline[Any] | None]) -> Mapping[str, ListBaseline[Any]]:
+    found = [task(line) for line in BASELINES.values()]
+    return {baseline.label: baseline for baseline in found if baseline is not None}
+
+
+NEWCOMER_BASELINES = _in(lambda line: line.newcomers)
+SEQUENCE_BASELINES = _in(lambda line: line.sequences)
+COLD_SEQUENCE_BASELINES = _in(lambda line: line.cold_sequences)
+"""The lines of the table that fit a task, by their names there."""
 
 __all__ = [
     "BASELINES",
-    "ALSConfig",
-    "BaselineEntry",
-    "ConstantConfig",
+    "COLD_SEQUENCE_BASELINES",
+    "NEWCOMER_BASELINES",
+    "SEQUENCE_BASELINES",
+    "Baseline",
     "EASEConfig",
+    "ImplicitALSConfig",
     "ItemKNNConfig",
-    "PopularityConfig",
+    "ListBaseline",
+    "NoSettings",
     "RandomConfig",
     "Scorer",
     "Selection",
     "Trial",
-    "fit_als",
     "fit_ease",
+    "fit_implicit_als",
     "fit_item_knn",
     "fit_popularity",
     "select",

@@ -1,133 +1,148 @@
-"""What every baseline shares: its form, its data, ties broken by popularity, the choice of settings.
+"""What every baseline shares: its contract, ties broken by popularity, the choice of settings.
 
-A baseline is a pure function from a purchase matrix and a config to a `Scorer`. The matrix is dense:
-3,314 people × 3,389 items take 45 MB in float32, and each item-item matrix 46 MB more (EASE works in float64
-and holds three of 92 MB for a moment).
+A baseline of lists is fitted on a log of everyone's events to a `ListModel`, which scores every item for people from
+how much each of their events counts. `at_decay` makes it a `Scorer` of logs, the form in which every table judges a
+model: an event counts decay^age, where the latest has age 0. At a decay of 1 all events count alike and their order
+does not matter.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Float32
+from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
+from palate.data.event_log import EventLog
 from palate.errors import DataError, NumericalError
 
-Scorer: TypeAlias = Callable[[Sequence[Int[np.ndarray, "_"]]], Float32[np.ndarray, "user item"]]
-"""Scores every item for each person, given the indices of the items that the person has bought.
+Scorer: TypeAlias = Callable[[EventLog], Float32[np.ndarray, "user item"]]
+"""Scores every item, higher is better, for each person of a batch, given what they did so far.
 
-Order and repeats in a support do not matter. Items of the support are scored like any other: whether they may
-be listed again is the caller's choice. Raises DataError for an index outside the catalogue.
+Items that a person had are scored like any other: whether they may be listed again is the caller's choice. Raises
+DataError for an item outside the catalogue.
 """
 
+ListModel: TypeAlias = Callable[[Any], Float32[np.ndarray, "user item"]]
+"""Scores every item for each person, given how much each of their items counts: a sparse (user, item) matrix."""
+
 Config = TypeVar("Config")
-Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True)
-class BaselineEntry(Generic[Prepared, Config]):
-    """One baseline in the table: `prepare` does once what all of its settings share."""
+class NoSettings:
+    """Nothing to set."""
 
-    prepare: Callable[[Float32[np.ndarray, "user item"]], Prepared]
-    fit_prepared: Callable[[Prepared, Config], Scorer]
+
+@dataclass(frozen=True)
+class ListBaseline(Generic[Config]):
+    """A baseline of lists in one task: how it is fitted, and the grid that validation selects from."""
+
+    label: str
+    """Its name in the tables of the task."""
+    fit_model: Callable[[EventLog, int, Config], ListModel]
+    """(training events, number of items, settings)."""
     configs: tuple[Config, ...]
-    """The grid that validation selects from; the first one is the default."""
-    learns: bool = True
-    """False for the reference points that know nothing; all others rank by popularity without support."""
+    """Settings to select from; the first one is the default."""
+    decays: tuple[float, ...] = (1.0,)
+    """Weights of an event relative to the one after it to select from, each from 0 to 1."""
 
-    def fit(self, matrix: Float32[np.ndarray, "user item"], config: Config) -> Scorer:
-        """Fit one setting on a 0/1 purchase matrix; DataError where the matrix is not that."""
-        return self.fit_prepared(self.prepare(matrix), config)
+    def fit(self, training: EventLog, num_items: int, config: Config, decay: float) -> Scorer:
+        """Fit one setting; DataError where there is no event, or one outside the catalogue."""
+        check_training(training, num_items)
+        return at_decay(self.fit_model(training, num_items, config), num_items, decay)
 
 
 class Trial(NamedTuple):
     """One setting of a grid and what validation said of it (higher is better)."""
 
     config: Any
+    decay: float
     value: float
 
 
 class Selection(NamedTuple):
-    """The best setting of a grid, its scorer (fitted on the matrix that was given) and the whole table."""
+    """The best setting of a grid, its scorer (fitted on the training events) and the whole table."""
 
     config: Any
+    decay: float
     scorer: Scorer
     table: tuple[Trial, ...]
 
 
 def select(
-    entry: BaselineEntry[Any, Any],
-    matrix: Float32[np.ndarray, "user item"],
-    validate: Callable[[Scorer], float],
+    baseline: ListBaseline[Any], training: EventLog, num_items: int, validate: Callable[[Scorer], float]
 ) -> Selection:
-    """Fit every setting of `entry` on `matrix` and keep the one that `validate` values highest.
+    """Fit every config of a baseline once, try every decay with it, and keep what `validate` values highest.
 
-    Equal values keep the earlier setting. One fitted scorer is held at a time beside the best so far.
+    Equal values keep the earlier setting. Two fitted models are in memory at a time at most.
 
     Raises:
+        DataError: there is no event, or one outside the catalogue.
         NumericalError: `validate` returned NaN.
     """
-    prepared = entry.prepare(matrix)
+    check_training(training, num_items)
     best: tuple[Trial, Scorer] | None = None
     table: list[Trial] = []
-    for config in entry.configs:
-        scorer = entry.fit_prepared(prepared, config)
-        trial = Trial(config, float(validate(scorer)))
-        if np.isnan(trial.value):
-            raise NumericalError(f"validation of {config} gave NaN; expected a number; check the validation users")
-        table.append(trial)
-        if best is None or trial.value > best[0].value:
-            best = (trial, scorer)
+    for config in baseline.configs:
+        model = baseline.fit_model(training, num_items, config)
+        for decay in baseline.decays:
+            scorer = at_decay(model, num_items, decay)
+            trial = Trial(config, decay, float(validate(scorer)))
+            if np.isnan(trial.value):
+                raise NumericalError(
+                    f"validation of {config} with decay {decay} gave NaN; expected a number; check the validation users"
+                )
+            table.append(trial)
+            if best is None or trial.value > best[0].value:
+                best = (trial, scorer)
+        del model, scorer  # before the next is made
     assert best is not None, "a baseline has at least one setting"
-    return Selection(best[0].config, best[1], tuple(table))
+    return Selection(best[0].config, best[0].decay, best[1], tuple(table))
 
 
-def check_purchases(matrix: Float32[np.ndarray, "user item"]) -> Float32[np.ndarray, "user item"]:
-    """Return the matrix as it is; DataError where it is not a 0/1 matrix with at least one purchase."""
-    wrong = (matrix != 0) & (matrix != 1)
-    if wrong.any():
-        user, item = np.unravel_index(int(wrong.argmax()), wrong.shape)
+def at_decay(model: ListModel, num_items: int, decay: float) -> Scorer:
+    """Score logs with a fitted model; an event counts decay^age."""
+    return lambda events: model(weigh_events(events, num_items, decay))
+
+
+def weigh_events(events: EventLog, num_items: int, decay: float) -> Any:
+    """How much each item counts for each person, a sparse (user, item) matrix: decay^age, an event at a time.
+
+    Raises:
+        DataError: an event is with an item outside the catalogue.
+    """
+    outside = np.flatnonzero((events.items < 0) | (events.items >= num_items))
+    if len(outside):
+        row = int(np.searchsorted(events.offsets, outside[0], side="right")) - 1
         raise DataError(
-            f"purchase matrix: user row {user}, item column {item} holds {matrix[user, item]};"
-            " expected 0 or 1; mark an item as bought or not"
+            f"events: user row {row} names item {events.items[outside[0]]}; expected indices in 0..{num_items - 1}; "
+            "drop items that the training does not hold"
         )
-    if not matrix.any():
-        raise DataError(f"purchase matrix: shape {matrix.shape} holds no purchase; expected at least one")
-    return matrix
+    ages = np.repeat(events.offsets[1:], events.lengths()) - 1 - np.arange(len(events))
+    weights = np.float32(decay) ** ages.astype(np.float32)
+    shown = csr_array((weights, events.items, events.offsets), (events.num_users, num_items), copy=True)
+    if decay == 1:
+        shown.sum_duplicates()  # in the order of the items, so that sums over them always round the same way
+    return shown
 
 
-def item_popularity(matrix: Float32[np.ndarray, "user item"]) -> Float32[np.ndarray, "item"]:
-    """Share of people who bought each item, in [0, 1]."""
-    shares: Float32[np.ndarray, "item"] = check_purchases(matrix).mean(axis=0, dtype=np.float64).astype(np.float32)
-    return shares
+def check_training(training: EventLog, num_items: int) -> None:
+    """Refuse a log that nothing can be fitted on: DataError where it has no event, or one outside the catalogue."""
+    if not len(training):
+        raise DataError(f"training events: {training.num_users:,} people have none; expected at least one event")
+    least, most = int(training.items.min()), int(training.items.max())
+    if least < 0 or most >= num_items:
+        raise DataError(
+            f"training events name item {least if least < 0 else most}; expected indices in 0..{num_items - 1}"
+        )
 
 
-class CoPurchases(NamedTuple):
-    """All that item-item methods need to know of the purchases."""
-
-    counts: Float32[np.ndarray, "item item"]
-    """How many people bought both items; on the diagonal, how many bought it (exact up to 16 million)."""
-    popularity: Float32[np.ndarray, "item"]
-
-
-def count_co_purchases(matrix: Float32[np.ndarray, "user item"]) -> CoPurchases:
-    """Count joint purchases (the Gram matrix): 0.3 s for 2,700 people × 3,300 items on one core."""
-    popularity = item_popularity(matrix)
-    return CoPurchases(matrix.T @ matrix, popularity)
-
-
-def each_support(supports: Sequence[Int[np.ndarray, "_"]], num_items: int) -> Iterator[Int[np.ndarray, "_"]]:
-    """Yield each support sorted and without repeats, so that sums over it always round the same way."""
-    for row, support in enumerate(supports):
-        items = np.unique(support)
-        if len(items) and (items[0] < 0 or items[-1] >= num_items):
-            outside = items[0] if items[0] < 0 else items[-1]
-            raise DataError(
-                f"support: user row {row} names item {outside}; expected indices in 0..{num_items - 1};"
-                " drop items that the matrix does not hold"
-            )
-        yield items
+def count_popularity(training: EventLog, num_items: int) -> Float32[np.ndarray, "item"]:
+    """Events with each item per person; where nobody has an item twice, the share of people who have it."""
+    counts = np.bincount(training.items, minlength=num_items).astype(np.float32)
+    return counts / np.float32(max(training.num_users, 1))
 
 
 def break_ties(
@@ -143,17 +158,3 @@ def break_ties(
     smallest = sizes[sizes > 0].min(initial=np.inf)
     scale = 2.0**-26 * float(smallest) if np.isfinite(smallest) else 1.0
     return evidence + np.float32(scale) * popularity
-
-
-def linear_scorer(weights: Float32[np.ndarray, "item item"], popularity: Float32[np.ndarray, "item"]) -> Scorer:
-    """Score by the sum of the rows of an item-item matrix that the support names."""
-
-    def score(supports: Sequence[Int[np.ndarray, "_"]]) -> Float32[np.ndarray, "user item"]:
-        scores = np.empty((len(supports), len(popularity)), dtype=np.float32)
-        # Supports are short: adding a few rows each is cheaper than one dense product, and what one person
-        # gets does not depend on who else is in the batch.
-        for row, items in enumerate(each_support(supports, len(popularity))):
-            scores[row] = break_ties(weights[items].sum(axis=0), popularity)
-        return scores
-
-    return score

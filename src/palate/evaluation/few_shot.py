@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from palate.baselines import BASELINES, Scorer, select
+from palate.baselines import NEWCOMER_BASELINES, Scorer, select
 from palate.config import Config, EvaluationConfig
-from palate.data.choices import Choices, purchase_matrix, read_choices
+from palate.data.choices import Choices, read_choices
 from palate.data.episodes import EventMeaning, History
+from palate.data.event_log import from_sequences
 from palate.data.log import require_columns
 from palate.data.splitting import Split
 from palate.data.vocabulary import Vocabulary
@@ -113,8 +114,7 @@ def fit_baselines(model: Recommender, config: Config, stage: StageHandle) -> lis
     """Choose each baseline's setting on the validation newcomers in the training data, then fit it on everyone."""
     others, newcomers = newcomers_of(model.users, config)
     validating = split_newcomers(newcomers)[1].histories()
-    matrix = purchase_matrix(others.chosen, model.num_trained)
-    everyone = purchase_matrix(model.users.chosen, model.num_trained)
+    num_items, training, everyone = model.num_trained, others.chosen, model.users.chosen
 
     def validate(scorer: Scorer) -> float:
         score = baseline_scores(scorer)
@@ -124,21 +124,21 @@ def fit_baselines(model: Recommender, config: Config, stage: StageHandle) -> lis
             if people:
                 sizes = [size] * len(people)
                 ranked = rank(score, people, sizes, 10)
-                curve.append(ndcg_at_k(ranked, later_items(people, sizes, model.num_trained)).mean())
+                curve.append(ndcg_at_k(ranked, later_items(people, sizes, num_items)).mean())
         return float(np.mean(curve))
 
     judged = []
-    for place, (name, entry) in enumerate(BASELINES.items(), start=1):
-        stage.step(place, len(BASELINES), name)
-        selection = select(entry, matrix, validate)
-        scorer = entry.fit(everyone, selection.config)
+    for place, (name, baseline) in enumerate(NEWCOMER_BASELINES.items(), start=1):
+        stage.step(place, len(NEWCOMER_BASELINES), name)
+        selection = select(baseline, training, num_items, validate)
+        scorer = baseline.fit(everyone, num_items, selection.config, selection.decay)
         judged.append(Judged(name, "baseline", asdict(selection.config), baseline_scores(scorer)))
     return judged
 
 
 def baseline_scores(scorer: Scorer) -> ScoreHistories:
     """Let a baseline read histories."""
-    return lambda histories: scorer([history.items for history in histories])
+    return lambda histories: scorer(from_sequences([history.items for history in histories]))
 
 
 def few_shot_curve(

@@ -5,7 +5,6 @@ The protocol is that of `cold_users.py`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from palate.backbone.batches import BatchConfig
 from palate.backbone.next_item import LossConfig
 from palate.backbone.sequence_model import SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
-from palate.baselines.item_item import Scorer, item_item_scorer
+from palate.baselines import COLD_SEQUENCE_BASELINES, Scorer, select
 from palate.config import Config
 from palate.data.event_log import EventLog
 from palate.errors import ConfigError
@@ -36,7 +35,6 @@ from palate.evaluation.sequential.leave_one_out import Held, figures, rank_targe
 from palate.evaluation.sequential.served_models import fit_served, scorer_of
 from palate.meta.training import MetaConfig
 from palate.scorers.item_item import ItemItemConfig
-from palate.scorers.item_weights import ease_weights, neighbour_weights, no_weights
 from palate.threads import one_thread
 
 _EVENTS = max(positions_after(SIZES[-1])) + 1
@@ -61,7 +59,7 @@ class ColdConfig:
     num_test: int = 1500
     """Cold people."""
     num_validation: int = 400
-    """People on whom the floors choose their decays; Palate is trained on them as on all others."""
+    """People on whom the baselines choose their decays; Palate is trained on them as on all others."""
     recipe: Config = field(default_factory=_recipe)
     """How the recommender is trained."""
 
@@ -103,7 +101,7 @@ def run_cold(
     models: dict[str, ScoresAt] = {
         OURS: at_counts(scorer_of(model, data)),
         ALONE: at_counts(scorer_of(model, data, backbone_alone=True)),
-        **{name: at_counts(scorer) for name, scorer in _floors(training, others, kept, data.num_items).items()},
+        **{name: at_counts(scorer) for name, scorer in _baselines(training, others, kept, data.num_items).items()},
     }
     results: dict[str, Any] = {"seed": seed, "model": model.model_id, "models": {}}
     judged: dict[str, Mapping[str, np.ndarray]] = {}
@@ -132,22 +130,16 @@ def _mean(values: Float64[np.ndarray, "user"]) -> float | None:
     return float(real.mean()) if len(real) else None
 
 
-def _floors(training: EventLog, others: EventLog, kept: EventLog, num_items: int) -> dict[str, Scorer]:
-    """Popularity, item-kNN and EASE with recency, on the people whom Palate is trained on.
-
-    The decay is what ranks the last items of people kept back best.
-    """
-    popularity = np.bincount(others.items, minlength=num_items).astype(np.float32) / max(others.num_users, 1)
+def _baselines(training: EventLog, others: EventLog, kept: EventLog, num_items: int) -> dict[str, Scorer]:
+    """Each baseline on the people whom Palate is trained on, with what ranks the last items of `kept` best."""
     judged = kept.take(np.flatnonzero(kept.lengths() >= 2))
     held = Held(np.arange(judged.num_users), judged.cut(1), judged.items[judged.offsets[1:] - 1])
-    chosen: dict[str, Scorer] = {"popularity": item_item_scorer(no_weights(others, num_items), 1.0, popularity)}
-    decays = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
-    for name, fit in (
-        ("item-kNN, recency", partial(neighbour_weights, num_items=num_items, shrink=10.0)),
-        ("EASE, recency", partial(ease_weights, num_items=num_items, regularisation=300.0)),
-    ):
-        weights = fit(training)
-        scorers = [item_item_scorer(weights, decay, popularity) for decay in decays]
-        values = [figures(rank_targets(scorer, held, num_items).removed)["ndcg@10"].mean() for scorer in scorers]
-        chosen[name] = item_item_scorer(fit(others), decays[int(np.argmax(values))], popularity)
+
+    def validate(scorer: Scorer) -> float:
+        return float(figures(rank_targets(scorer, held, num_items).removed)["ndcg@10"].mean())
+
+    chosen: dict[str, Scorer] = {}
+    for label, baseline in COLD_SEQUENCE_BASELINES.items():
+        found = select(baseline, training, num_items, validate)
+        chosen[label] = baseline.fit(others, num_items, found.config, found.decay)
     return chosen

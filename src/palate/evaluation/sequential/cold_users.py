@@ -2,8 +2,8 @@
 
 The protocol:
 
-* People are split at random: those who are trained on, some of them to choose the floors' settings by (validation), and
-  the cold ones, on whom nothing is trained or tuned and who are judged once.
+* People are split at random: those who are trained on, some of them to choose the baselines' settings by (validation),
+  and the cold ones, on whom nothing is trained or tuned and who are judged once.
 * At support size N a model has read a cold person's first N events, from the first one on, and nothing else of them.
 * The headline, "next": nDCG@10 of the one item that comes next, all items ranked, those already read taken out;
   averaged over the positions N, N + 1, …, N + min(4, N // 2) (at each of which the model has read that many events),
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int64
 
-from palate.baselines.item_item import Scorer
+from palate.baselines import Scorer
 from palate.data.event_log import EventLog
 from palate.errors import ConfigError, DataError, NumericalError
 from palate.metrics import ndcg_at_k, ndcg_of_ranks, target_ranks, top_k

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
-from palate.baselines.item_item import Scorer
+from palate.baselines import Scorer
 from palate.data.event_log import EventLog
 from palate.errors import DataError, NumericalError
 from palate.metrics import hit_rate_of_ranks, ndcg_of_ranks, target_ranks

@@ -21,7 +21,7 @@ from palate.backbone.batches import BatchConfig
 from palate.backbone.next_item import LossConfig
 from palate.backbone.sequence_model import SequenceModelConfig
 from palate.backbone.training_config import TrainingConfig
-from palate.baselines.item_item import Scorer
+from palate.baselines import Scorer
 from palate.config import Config
 from palate.data.catalog import Catalog, Profiles
 from palate.data.dataset import Dataset

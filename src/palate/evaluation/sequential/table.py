@@ -1,15 +1,15 @@
 """The tables of the sequential benchmark: which models are judged on which data, and what others have published."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from palate.baselines.item_item import Scorer
+from palate.baselines import SEQUENCE_BASELINES, ListBaseline, Scorer, select
 from palate.errors import ConfigError
 from palate.evaluation.sequential.data import SequenceData
-from palate.evaluation.sequential.floors import FLOORS, FloorEntry, choose_floor
-from palate.evaluation.sequential.leave_one_out import Held
+from palate.evaluation.sequential.leave_one_out import Held, figures, rank_targets
 from palate.evaluation.sequential.served_models import fit_recommender, scorer_of
 
 
@@ -47,9 +47,15 @@ class ModelEntry(NamedTuple):
     """Whether the seed changes anything; if not, one fit stands for all seeds."""
 
 
-def _fit_floor(bench: Bench, entry: FloorEntry) -> Fitted:
-    chosen = choose_floor(entry, bench.data.log, bench.validation, bench.data.num_items)
-    return Fitted(chosen.scorer, {"weights": chosen.weights, "decay": chosen.decay})
+def _fit_baseline(bench: Bench, baseline: ListBaseline[Any]) -> Fitted:
+    """Select by nDCG@10 of the validation items."""
+    num_items = bench.data.num_items
+
+    def validate(scorer: Scorer) -> float:
+        return float(figures(rank_targets(scorer, bench.validation, num_items).removed)["ndcg@10"].mean())
+
+    chosen = select(baseline, bench.data.log, num_items, validate)
+    return Fitted(chosen.scorer, {**asdict(chosen.config), "decay": chosen.decay})
 
 
 def _fit_recommender(bench: Bench, informed: bool) -> Fitted:
@@ -65,7 +71,10 @@ def _fit_recommender(bench: Bench, informed: bool) -> Fitted:
 
 
 MODELS: Mapping[str, ModelEntry] = {
-    **{name: ModelEntry("floor", partial(_fit_floor, entry=entry), by_chance=False) for name, entry in FLOORS.items()},
+    **{
+        label: ModelEntry("floor", partial(_fit_baseline, baseline=baseline), by_chance=False)
+        for label, baseline in SEQUENCE_BASELINES.items()
+    },
     "Palate": ModelEntry("palate", partial(_fit_recommender, informed=False), by_chance=True),
     "Palate with content": ModelEntry("palate", partial(_fit_recommender, informed=True), by_chance=True),
 }

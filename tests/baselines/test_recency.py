@@ -1,13 +1,13 @@
-"""Each floor against a slow, obvious computation, and on worlds whose answer is planted."""
+"""Item-item baselines with recency against slow, obvious computations, and on worlds whose answer is planted."""
 
 import numpy as np
 import pytest
 
-from palate.baselines.ease import EASEConfig, fit_ease
-from palate.baselines.item_item import item_item_scorer
+from palate.baselines import NEWCOMER_BASELINES, SEQUENCE_BASELINES, EASEConfig, Scorer, select
+from palate.baselines.base import at_decay
+from palate.baselines.linear import linear_model
 from palate.data.event_log import EventLog, from_sequences
-from palate.evaluation.sequential.floors import FLOORS, FloorEntry, choose_floor
-from palate.evaluation.sequential.leave_one_out import figures, leave_one_out, rank_targets
+from palate.evaluation.sequential.leave_one_out import Held, figures, leave_one_out, rank_targets
 from palate.scorers.item_weights import co_occurrences, ease_weights, neighbour_weights, transition_weights
 
 NUM_ITEMS = 15
@@ -40,12 +40,12 @@ def test_ease_is_the_inverse_of_the_paper() -> None:
     np.testing.assert_allclose(ease_weights(log, NUM_ITEMS, 50.0), expected, atol=1e-5)
 
 
-def test_ease_without_decay_ranks_as_the_other_ease() -> None:
+def test_ease_of_sequences_without_decay_is_that_of_newcomers() -> None:
     log = random_log()
-    supports = [np.array([1, 5, 7]), np.array([3])]
-    expected = fit_ease(purchases(log), EASEConfig(50.0))(supports)
-    zeros = np.zeros(NUM_ITEMS, np.float32)
-    found = item_item_scorer(ease_weights(log, NUM_ITEMS, 50.0), 1.0, zeros)(from_sequences(supports))
+    supports = from_sequences([[1, 5, 7], [3]])
+    newcomers, sequences = NEWCOMER_BASELINES["ease"], SEQUENCE_BASELINES["EASE, recency"]
+    expected = newcomers.fit(log, NUM_ITEMS, EASEConfig(50.0), 1.0)(supports)
+    found = sequences.fit(log, NUM_ITEMS, EASEConfig(50.0, "float32"), 1.0)(supports)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -71,8 +71,9 @@ def test_transitions_stay_within_a_person() -> None:
 def test_scores_weigh_events_by_age(decay: float) -> None:
     rng = np.random.default_rng(1)
     weights = rng.random((NUM_ITEMS, NUM_ITEMS)).astype(np.float32)
-    rows = [[3, 1, 4], [9], []]
-    scores = item_item_scorer(weights, decay, np.zeros(NUM_ITEMS, np.float32))(from_sequences(rows))
+    rows = [[3, 1, 3, 4], [9], []]
+    model = linear_model(weights, np.zeros(NUM_ITEMS, np.float32))
+    scores = at_decay(model, NUM_ITEMS, decay)(from_sequences(rows))
     for row, items in enumerate(rows):
         expected = np.zeros(NUM_ITEMS)
         for age, item in enumerate(reversed(items)):
@@ -82,30 +83,23 @@ def test_scores_weigh_events_by_age(decay: float) -> None:
 
 def test_popularity_orders_what_nothing_is_known_of() -> None:
     popularity = np.array([0.1, 0.3, 0.2], np.float32)
-    scores = item_item_scorer(np.zeros((3, 3), np.float32), 1.0, popularity)(from_sequences([[0], []]))
+    scores = at_decay(linear_model(np.zeros((3, 3), np.float32), popularity), 3, 1.0)(from_sequences([[0], []]))
     assert np.argsort(-scores, axis=1).tolist() == [[1, 2, 0], [1, 2, 0]]
 
 
-def test_a_chain_of_items_is_found_by_every_floor_that_reads_order() -> None:
+def quality(scorer: Scorer, held: Held, metric: str = "ndcg@10") -> float:
+    return float(figures(rank_targets(scorer, held, 40).removed)[metric].mean())
+
+
+def test_a_chain_of_items_is_found_by_every_baseline_that_reads_order() -> None:
     rng = np.random.default_rng(0)
     starts = rng.integers(0, 40, 300)
     log = from_sequences([(start + np.arange(6)) % 40 for start in starts])
     split = leave_one_out(log)
     found = {}
-    for name, entry in FLOORS.items():
-        chosen = choose_floor(entry, split.training, split.validation, 40)
-        found[name] = float(figures(rank_targets(chosen.scorer, split.test, 40).removed)["hr@5"].mean())
+    for name, entry in SEQUENCE_BASELINES.items():
+        chosen = select(entry, split.training, 40, lambda scorer: quality(scorer, split.validation))
+        assert len(chosen.table) == len(entry.configs) * len(entry.decays)
+        found[name] = quality(chosen.scorer, split.test, "hr@5")
     assert found.pop("popularity") < 0.5
     assert min(found.values()) > 0.95, found
-
-
-def test_the_best_setting_on_validation_is_chosen() -> None:
-    rng = np.random.default_rng(0)
-    split = leave_one_out(from_sequences([(start + np.arange(6)) % 40 for start in rng.integers(0, 40, 200)]))
-    noise = rng.random((40, 40)).astype(np.float32)
-    entry = FloorEntry({"noise": lambda log, size: noise, "chain": transition_weights}, (1.0, 0.0))
-    chosen = choose_floor(entry, split.training, split.validation, 40)
-    assert chosen.weights == "chain"
-    assert chosen.trials["chain", chosen.decay] == max(chosen.trials.values()) == 1.0
-    assert max(chosen.trials["noise", decay] for decay in entry.decays) < 0.5
-    assert len(chosen.trials) == 4
