@@ -5,15 +5,18 @@ A baseline is one file and one line here.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from palate.baselines.base import ListBaseline, NoSettings, Scorer, Selection, Trial, select
 from palate.baselines.ease import EASEConfig, fit_ease
+from palate.baselines.explicit_als import ExplicitALSConfig, rate_by_explicit_als
 from palate.baselines.implicit_als import ImplicitALSConfig, fit_implicit_als
 from palate.baselines.item_knn import ItemKNNConfig, fit_item_knn
-from palate.baselines.popularity import fit_popularity
+from palate.baselines.item_mean import rate_by_item_mean
+from palate.baselines.popularity import fit_popularity, rate_by_popularity
+from palate.baselines.rating import RatingBaseline, RatingData
 from palate.baselines.transitions import fit_transitions
-from palate.baselines.trivial import RandomConfig, fit_constant, fit_random
+from palate.baselines.trivial import RandomConfig, fit_constant, fit_random, rate_at_random, rate_constantly
 
 _NOTHING = (NoSettings(),)
 _DECAYS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -30,6 +33,8 @@ class Baseline:
     """The next item of sequences that go on: `palate.evaluation.sequential`."""
     cold_sequences: ListBaseline[Any] | None = None
     """The next item of people who were not trained on: `palate.evaluation.sequential.cold_run`."""
+    ratings: RatingBaseline[Any] | None = None
+    """The ratings of few-shot tasks: `palate.evaluation.protocols`."""
 
 
 def _float32_ease(*penalties: float) -> tuple[EASEConfig, ...]:
@@ -38,12 +43,22 @@ def _float32_ease(*penalties: float) -> tuple[EASEConfig, ...]:
 
 
 BASELINES: Mapping[str, Baseline] = {
-    "constant": Baseline(newcomers=ListBaseline("constant", fit_constant, _NOTHING)),
-    "random": Baseline(newcomers=ListBaseline("random", fit_random, (RandomConfig(),))),
+    "constant": Baseline(
+        newcomers=ListBaseline("constant", fit_constant, _NOTHING),
+        ratings=RatingBaseline("constant", rate_constantly, NoSettings()),
+    ),
+    "random": Baseline(
+        newcomers=ListBaseline("random", fit_random, (RandomConfig(),)),
+        ratings=RatingBaseline("random", rate_at_random, NoSettings()),
+    ),
     "popularity": Baseline(
         newcomers=ListBaseline("popularity", fit_popularity, _NOTHING),
         sequences=ListBaseline("popularity", fit_popularity, _NOTHING),
         cold_sequences=ListBaseline("popularity", fit_popularity, _NOTHING),
+        ratings=RatingBaseline("popularity", rate_by_popularity, NoSettings()),
+    ),
+    "item_mean": Baseline(
+        ratings=RatingBaseline("item mean + user bias", rate_by_item_mean, NoSettings(), rounded=True)
     ),
     "transitions": Baseline(sequences=ListBaseline("Markov chain", fit_transitions, _NOTHING, (0.0,))),
     "item_knn": Baseline(
@@ -72,12 +87,16 @@ BASELINES: Mapping[str, Baseline] = {
                 for penalty in (30.0, 1.0, 10.0, 100.0)
                 for alpha in (1.0, 10.0)
             ),
-        )
+        ),
+        ratings=RatingBaseline("ALS + per-user ridge", rate_by_explicit_als, ExplicitALSConfig(), rounded=True),
     ),
 }
 
 
-def _in(task: Callable[[Baseline], ListBaseline[Any] | None]) -> Mapping[str, ListBaseline[Any]]:
+_Kind = TypeVar("_Kind", ListBaseline[Any], RatingBaseline[Any])
+
+
+def _in(task: Callable[[Baseline], _Kind | None]) -> Mapping[str, _Kind]:
     found = [task(line) for line in BASELINES.values()]
     return {baseline.label: baseline for baseline in found if baseline is not None}
 
@@ -85,26 +104,27 @@ def _in(task: Callable[[Baseline], ListBaseline[Any] | None]) -> Mapping[str, Li
 NEWCOMER_BASELINES = _in(lambda line: line.newcomers)
 SEQUENCE_BASELINES = _in(lambda line: line.sequences)
 COLD_SEQUENCE_BASELINES = _in(lambda line: line.cold_sequences)
+RATING_BASELINES = _in(lambda line: line.ratings)
 """The lines of the table that fit a task, by their names there."""
 
 __all__ = [
     "BASELINES",
     "COLD_SEQUENCE_BASELINES",
     "NEWCOMER_BASELINES",
+    "RATING_BASELINES",
     "SEQUENCE_BASELINES",
     "Baseline",
     "EASEConfig",
+    "ExplicitALSConfig",
     "ImplicitALSConfig",
     "ItemKNNConfig",
     "ListBaseline",
     "NoSettings",
     "RandomConfig",
+    "RatingBaseline",
+    "RatingData",
     "Scorer",
     "Selection",
     "Trial",
-    "fit_ease",
-    "fit_implicit_als",
-    "fit_item_knn",
-    "fit_popularity",
     "select",
 ]

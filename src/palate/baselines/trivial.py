@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from palate.baselines.base import ListModel, NoSettings
+from palate.baselines.rating import RatingData, RatingModel
 from palate.data.event_log import EventLog
 from palate.errors import ConfigError
+from palate.ratings.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,24 @@ def fit_random(training: EventLog, num_items: int, config: RandomConfig) -> List
         return scores
 
     return score
+
+
+def rate_constantly(data: RatingData, config: NoSettings) -> RatingModel:
+    """Rate everything by the mean of all ratings."""
+    mean = float(data.ratings.values.mean())
+
+    def rate(task: Task, rng: np.random.Generator) -> tuple[Float[np.ndarray, "query"], Float[np.ndarray, "query"]]:
+        rating = np.full(len(task.query_items), mean)
+        return rating, rating
+
+    return rate
+
+
+def rate_at_random(data: RatingData, config: NoSettings) -> RatingModel:
+    """Draw ratings from those of the training people."""
+
+    def rate(task: Task, rng: np.random.Generator) -> tuple[Float[np.ndarray, "query"], Float[np.ndarray, "query"]]:
+        rating = rng.choice(data.ratings.values, len(task.query_items))
+        return rating, rating
+
+    return rate

@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
+from palate.baselines import RATING_BASELINES
 from palate.cli import app
 from palate.errors import ConfigError, DataError, NumericalError
 from palate.evaluation.protocols import learners, run, table
 from palate.evaluation.protocols.base import Bench, Draw, Features, Predict, Predictions, ProtocolEntry, Reach, Setting
-from palate.evaluation.protocols.floors import FLOORS, ROUNDED
 from palate.evaluation.protocols.present import protocol_page, protocol_tables, write_protocol_report
 from palate.evaluation.protocols.run import run_protocol
 from palate.evaluation.protocols.scores import absolute_error, ndcg
@@ -123,7 +123,13 @@ def means(results: dict[str, Any], metric: str) -> dict[str, float]:
 def test_every_method_is_judged_on_every_draw(results: dict[str, Any]) -> None:
     figures = results["parts"]["user cold"]
     assert (figures["num_tasks"], figures["num_people"], figures["num_draws"]) == (2 * NUM_TEST, NUM_TEST, 2)
-    assert [row["name"] for row in figures["methods"]] == [*FLOORS, *ROUNDED, "ridge", "Palate solver"]
+    assert [row["name"] for row in figures["methods"]] == [
+        *RATING_BASELINES,
+        "item mean + user bias, rounded",
+        "ALS + per-user ridge, rounded",
+        "ridge",
+        "Palate solver",
+    ]
     for row in figures["methods"]:
         for cell in row["metrics"].values():
             assert cell["low"] <= cell["mean"] <= cell["high"]
@@ -152,7 +158,7 @@ def test_curves_rise_with_the_support(results: dict[str, Any]) -> None:
         first, *_, last = [point["mean"] for point in curves["methods"][name]]
         assert last > first + 0.1
         assert last == pytest.approx(means(results, "ndcg@3")[name], abs=1e-4)
-    assert not set(curves["methods"]) & set(FLOORS)
+    assert not set(curves["methods"]) & set(RATING_BASELINES)
 
 
 def test_a_learner_that_the_data_cannot_feed_is_named_with_its_reason(results: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The public protocols on the real data sets, where these are here: sizes, leaks, and floors that others measured."""
+"""The public protocols on the real data sets, where these are here: sizes, leaks, and baselines as others measured."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from palate.evaluation.protocols.base import Bench, Draw, Metric, Setting
-from palate.evaluation.protocols.floors import FLOORS
+from palate.evaluation.protocols.baselines import baseline_methods
 from palate.evaluation.protocols.lastfm import open_lastfm
 from palate.evaluation.protocols.movielens import open_hire, open_melu, open_metarec, open_tanp
 from palate.evaluation.protocols.scores import absolute_error, first_found_ndcg, matched_map, matched_precision, ndcg
@@ -55,11 +55,11 @@ def test_sizes_are_those_of_the_protocols() -> None:
     assert all(len(draw.parts["user cold"]) == 58 for draw in metarec)
 
 
-def floor(setting: Setting, draws: list[Draw], name: str, part: str, metrics: list[Metric]) -> list[float]:
+def judge(setting: Setting, draws: list[Draw], name: str, part: str, metrics: list[Metric]) -> list[float]:
     found = []
     for draw in draws:
-        predict = FLOORS[name](
-            Bench(setting, draw, lambda setting, draw: pytest.fail("floors need none"), lambda s: None)
+        predict = baseline_methods(rounded=False)[name](
+            Bench(setting, draw, lambda setting, draw: pytest.fail("baselines need none"), lambda s: None)
         )
         tasks = draw.parts[part]
         found.append(
@@ -90,8 +90,8 @@ Opener = Callable[[Path, int], tuple[Setting, list[Draw]]]
         (open_melu, 1, "ALS + per-user ridge", [absolute_error], [0.71], 0.015),
     ],
 )
-def test_floors_are_what_others_measured(
+def test_baselines_are_what_others_measured(
     opener: Opener, num_draws: int, name: str, metrics: list[Metric], measured: list[float], tolerance: float
 ) -> None:
     setting, draws = opener(DATA, num_draws)
-    assert floor(setting, draws, name, "user cold", metrics) == pytest.approx(measured, abs=tolerance)
+    assert judge(setting, draws, name, "user cold", metrics) == pytest.approx(measured, abs=tolerance)

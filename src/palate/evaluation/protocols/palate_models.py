@@ -7,7 +7,7 @@ import numpy as np
 
 from palate.encoders.text import TextConfig, encode_texts
 from palate.evaluation.protocols.base import Bench, Draw, Features, Method, Predict, Predictions, Setting
-from palate.evaluation.protocols.floors import common_content
+from palate.evaluation.protocols.content import common_content
 from palate.ratings.chooser import ChooserConfig, fit_chooser
 from palate.ratings.content import ItemContent, item_content, taste_kernels
 from palate.ratings.factors import FactorConfig

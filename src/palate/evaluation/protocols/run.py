@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 
 from palate.errors import ConfigError, DataError, NumericalError
 from palate.evaluation.protocols.base import Bench, Draw, Method, Metric, Predict, Predictions, ProtocolEntry
-from palate.evaluation.protocols.floors import FLOORS, ROUNDED
+from palate.evaluation.protocols.baselines import baseline_methods
 from palate.evaluation.protocols.learners import learner_methods
 from palate.evaluation.protocols.table import find_protocol
 from palate.meta import LEARNERS
@@ -71,9 +71,8 @@ def _run(
 ) -> dict[str, Any]:
     setting, draws = entry.open(folder, num_draws)
     trained = learner_methods(entry.objective)
-    floors = {**FLOORS, **ROUNDED} if "mae" in entry.metrics else FLOORS
     methods: dict[str, tuple[str, Method]] = {
-        **{label: ("floor", method) for label, method in floors.items()},
+        **{label: ("floor", method) for label, method in baseline_methods(rounded="mae" in entry.metrics).items()},
         **{label: ("learner", trained[label]) for label in learners},
         **{label: ("palate", method) for label, method in entry.palate.items()},
     }
