@@ -6,6 +6,7 @@ from scipy.sparse import csr_array
 
 from palate.baselines.als import Group, group_rows, solve_side
 from palate.baselines.base import at_decay, weigh_events
+from palate.baselines.explicit_als import rated
 from palate.baselines.implicit_als import (
     ImplicitALSConfig,
     confident,
@@ -102,7 +103,7 @@ def test_groups_hold_every_cell_once_with_little_padding() -> None:
     lists = [np.sort(rng.choice(500, rng.integers(0, 400), replace=False)) for _ in range(300)]
     cells = weigh_events(from_sequences(lists), 500, 1.0)
     weights, targets = rng.uniform(1, 2, (2, cells.nnz))
-    groups = group_rows(cells, weights, targets)
+    groups = group_rows(cells.indptr, cells.indices, weights, targets)
     seen, read = {}, []
     for group in groups:
         for row, members, *values in zip(group.rows.tolist(), *group[1:], strict=True):
@@ -119,8 +120,26 @@ def test_groups_hold_every_cell_once_with_little_padding() -> None:
 def test_a_row_longer_than_a_batch_is_solved_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("palate.baselines.als.CELLS_AT_ONCE", 10)
     cells = weigh_events(from_sequences([np.arange(12), np.arange(12), np.arange(5), np.arange(5)]), 12, 1.0)
-    groups = group_rows(cells, cells.data, cells.data)
+    groups = group_rows(cells.indptr, cells.indices, cells.data, cells.data)
     assert [group.members.shape for group in groups] == [(2, 5), (1, 12), (1, 12)]
+
+
+# With 30 factors every row has fewer ratings than factors, with 3 most have more.
+@pytest.mark.parametrize("num_factors", [3, 30])
+@pytest.mark.parametrize("growth", [0.0, 0.05])
+def test_ratings_are_solved_as_one_ridge_regression_a_row(num_factors: int, growth: float) -> None:
+    rng = np.random.default_rng(5)
+    fixed = rng.normal(size=(20, num_factors))
+    rows, columns, values = rng.integers(0, 12, 150), rng.integers(0, 20, 150), rng.normal(size=150)
+    rows[rows == 4] = 3
+    found = solve_side(fixed, 2.0 * np.eye(num_factors), rated(rows, columns, values, 13), 13, growth=growth)
+    for row in range(13):
+        features = fixed[columns[rows == row]]
+        penalty = 2.0 * (1 + growth * len(features)) * np.eye(num_factors)
+        expected = np.linalg.solve(features.T @ features + penalty, features.T @ values[rows == row])
+        np.testing.assert_allclose(found[row], expected, rtol=1e-8, atol=1e-12)
+    assert not found[4].any()
+    assert not found[12].any()
 
 
 def test_seed_decides_the_model() -> None:

@@ -5,7 +5,7 @@ doi 10.1109/ICDM.2008.22. Which cells of the matrix count, how much, and what th
 feedback counts every cell (`implicit_als.py`), ratings only those that were rated (`explicit_als.py`).
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,12 +26,17 @@ class Group(NamedTuple):
     """How much each cell counts in all, times what it should be; 0 for padding."""
 
 
-def group_rows(cells: Any, weights: Float[np.ndarray, "cell"], targets: Float[np.ndarray, "cell"]) -> tuple[Group, ...]:
-    """Batch the rows of a sparse matrix by length, so that little is spent on padding; empty ones are left out.
+def group_rows(
+    starts: Int[np.ndarray, "row_and_one"],
+    columns: Int[np.ndarray, "cell"],
+    weights: Float[np.ndarray, "cell"],
+    targets: Float[np.ndarray, "cell"],
+) -> tuple[Group, ...]:
+    """Batch rows by length, so that little is spent on padding; empty ones are left out.
 
-    `weights` and `targets` are in the order of the matrix's own cells, whose values are not read.
+    Row u has the cells starts[u] to starts[u + 1]; `weights` and `targets` are those of `Group`.
     """
-    lengths = np.diff(cells.indptr)
+    lengths = np.diff(starts)
     rows = np.argsort(lengths, kind="stable")
     rows = rows[lengths[rows] > 0]
     groups = []
@@ -47,11 +52,11 @@ def group_rows(cells: Any, weights: Float[np.ndarray, "cell"], targets: Float[np
         batch = rows[start:stop]
         places = np.arange(lengths[batch[-1]])
         real = places < lengths[batch][:, None]
-        places = np.where(real, cells.indptr[batch][:, None] + places, 0)
+        places = np.where(real, starts[batch][:, None] + places, 0)
         groups.append(
             Group(
                 batch,
-                np.where(real, cells.indices[places], -1),
+                np.where(real, columns[places], -1),
                 np.where(real, weights[places], weights.dtype.type(0)),
                 np.where(real, targets[places], targets.dtype.type(0)),
             )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int64
 
+from palate.baselines.als import Group, group_rows, solve_side
 from palate.baselines.rating import RatingData, RatingModel
 from palate.errors import ConfigError
 from palate.ratings.biases import shrunk_biases, user_bias
@@ -76,33 +77,27 @@ def rate_by_explicit_als(data: RatingData, config: ExplicitALSConfig) -> RatingM
 def fit_rating_factors(
     ratings: Ratings, mean: float, bias: Float[np.ndarray, "item"], num_items: int, config: ExplicitALSConfig
 ) -> Float[np.ndarray, "item factor"]:
-    """Item factors (Hu, Koren & Volinsky, 2008, doi 10.1109/ICDM.2008.22, with unit weights); 0 for unseen items."""
+    """Item factors of what the biases leave, each rating with weight 1 and all other cells with none; 0 if unseen."""
     names, users = np.unique(ratings.users, return_inverse=True)
     left = ratings.values - mean - bias[ratings.items]
-    rng = np.random.default_rng(config.seed)
-    factors = rng.normal(0, 0.1, (num_items, config.num_factors))
+    by_user, by_item = rated(users, ratings.items, left, len(names)), rated(ratings.items, users, left, num_items)
+    shared = config.regularisation * np.eye(config.num_factors)
+    factors = np.random.default_rng(config.seed).normal(0, 0.1, (num_items, config.num_factors))
     for _ in range(config.num_iterations):
-        people = _solve_side(users, ratings.items, left, factors, len(names))
-        factors = _solve_side(ratings.items, users, left, people, num_items)
+        people = solve_side(factors, shared, by_user, len(names), growth=config.growth)
+        factors = solve_side(people, shared, by_item, num_items, growth=config.growth)
     # Scaled so that a person's weights have unit variance and one ridge penalty fits every data set.
     scaled: Float[np.ndarray, "item factor"] = factors * people.std(0)
     return scaled
 
 
-def _solve_side(
+def rated(
     rows: Int64[np.ndarray, "event"],
     columns: Int64[np.ndarray, "event"],
-    left: Float[np.ndarray, "event"],
-    other: Float[np.ndarray, "column factor"],
+    values: Float[np.ndarray, "event"],
     num_rows: int,
-) -> Float[np.ndarray, "row factor"]:
+) -> tuple[Group, ...]:
+    """The rated cells, of weight 1; a cell that was rated twice counts twice."""
     order = np.argsort(rows, kind="stable")
-    bounds = np.searchsorted(rows[order], np.arange(num_rows + 1))
-    solved = np.zeros((num_rows, other.shape[1]))
-    for row in range(num_rows):
-        chosen = order[bounds[row] : bounds[row + 1]]
-        if len(chosen):
-            features = other[columns[chosen]]
-            gram = features.T @ features + (1.0 + 0.05 * len(chosen)) * np.eye(other.shape[1])
-            solved[row] = np.linalg.solve(gram, features.T @ left[chosen])
-    return solved
+    starts = np.searchsorted(rows[order], np.arange(num_rows + 1))
+    return group_rows(starts, columns[order], np.ones(len(rows)), values[order])

@@ -65,7 +65,7 @@ def fit_item_factors(
 def confident(cells: Any, alpha: float) -> tuple[Group, ...]:
     """The cells with an event: preference 1, and confidence 1 + α times the cell's value."""
     more = np.float32(alpha) * cells.data
-    return group_rows(cells, more, 1 + more)
+    return group_rows(cells.indptr, cells.indices, more, 1 + more)
 
 
 def penalised_gram(
