@@ -33,7 +33,7 @@ def bench_meta(
     page: Annotated[Path | None, typer.Option(help="Also write all tables to this Markdown file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge every meta-learner on public few-shot protocols, beside the floor and the figures known elsewhere.
+    """Judge every meta-learner on public few-shot protocols, beside the baselines and the figures known elsewhere.
 
     Trains on one thread; melu takes about 25 minutes, lastfm five.
     """
@@ -79,7 +79,7 @@ def bench_sequence(
     page: Annotated[Path | None, typer.Option(help="Also write all tables to this Markdown file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge the large model on public sequences, leave one out and full ranking, beside the floor and known figures.
+    """Judge the large model on public sequences, leave one out and full ranking, beside baselines and known figures.
 
     Palate on ml-1m takes about an hour of one core for each seed, the others less; a run that is stopped goes on.
     """
@@ -117,7 +117,7 @@ def bench_cold(
     workers: Annotated[int, typer.Option(min=1, help="Processes that train side by side.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge the recommender on cold people, after 1 to 100 events, beside its backbone alone and the floor.
+    """Judge the recommender on cold people, after 1 to 100 events, beside its backbone alone and the baselines.
 
     Takes about an hour of one core on ml-1m; a run that is stopped goes on.
     """

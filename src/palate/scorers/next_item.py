@@ -61,8 +61,8 @@ def judge_next(score: Score, held: Held, num_items: int) -> Mapping[str, Any]:
         "ease": _ranked_by(_with_popularity(ease, counts), held, judged),
     }
     ndcg = {name: ndcg_of_ranks(found, 10) for name, found in ranks.items()}
-    floor = max(("popularity", "ease"), key=lambda name: float(ndcg[name].mean()))
-    found = paired_difference(ndcg["model"], ndcg[floor])
+    best = max(("popularity", "ease"), key=lambda name: float(ndcg[name].mean()))
+    found = paired_difference(ndcg["model"], ndcg[best])
     return {
         "people": len(judged),
         "items": num_items,
@@ -74,7 +74,7 @@ def judge_next(score: Score, held: Held, num_items: int) -> Mapping[str, Any]:
             for name in ranks
         },
         "ease settings": setting._asdict(),
-        "difference": {"to": floor, "mean": found.mean, "low": found.low, "high": found.high},
+        "difference": {"to": best, "mean": found.mean, "low": found.low, "high": found.high},
     }
 
 

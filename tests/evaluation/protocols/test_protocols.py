@@ -139,7 +139,7 @@ def test_every_method_is_judged_on_every_draw(results: dict[str, Any]) -> None:
     assert json.loads(json.dumps(results)) == results
 
 
-def test_what_reads_the_support_is_above_the_floor(results: dict[str, Any]) -> None:
+def test_what_reads_the_support_is_above_the_baselines(results: dict[str, Any]) -> None:
     quality, error = means(results, "ndcg@3"), means(results, "mae")
     for name in ("ridge", "Palate solver", "ALS + per-user ridge"):
         assert quality[name] > quality["item mean + user bias"] + 0.1
@@ -147,7 +147,7 @@ def test_what_reads_the_support_is_above_the_floor(results: dict[str, Any]) -> N
     assert quality["constant"] == pytest.approx(quality["random"], abs=0.15)
     assert error["ALS + per-user ridge, rounded"] < error["ALS + per-user ridge"]  # whole stars are what people give
     found = results["parts"]["user cold"]["comparisons"]["ndcg@3"]
-    assert found["floor"].startswith("ALS")
+    assert found["baseline"].startswith("ALS")
     assert found["low"] <= found["difference"] <= found["high"]
 
 
@@ -199,7 +199,7 @@ def test_the_page_the_tables_and_the_report_show_every_figure(results: dict[str,
     assert "MAE ↓" in page
     assert "seeds 0, 1" in page
     assert "Left out: clusters" in page
-    assert "best floor (ALS" in html
+    assert "best baseline (ALS" in html
     assert "no baseline" not in html.split("<section")[0]
     assert html.count("<svg") >= 2  # the curves, wide and narrow
     (shown,) = protocol_tables(results)

@@ -86,7 +86,7 @@ def test_figures_comparisons_and_pages(folder: Path, tmp_path: Path, benches: li
     # What was seen can only stand in the way.
     assert popularity["metrics"]["removed"]["hr@20"]["mean"] >= popularity["metrics"]["kept"]["hr@20"]["mean"]
     (found,) = results["comparisons"]
-    assert (found["model"], found["floor"]) == ("ring walker", "Markov chain")
+    assert (found["model"], found["baseline"]) == ("ring walker", "Markov chain")
     means = [row["metrics"]["removed"]["ndcg@10"]["mean"] for row in (walker, chain)]
     assert found["mean"] == pytest.approx(means[0] - means[1], abs=2e-5)
     assert said[-1] == "toys: ring walker, seed 2"
@@ -94,7 +94,7 @@ def test_figures_comparisons_and_pages(folder: Path, tmp_path: Path, benches: li
     page = sequential_page([results])
     assert "| ring walker | " in page
     assert "| TIGER |  |  | 0.071 | 0.043 |" in page
-    assert "ring walker against the best floor (Markov chain), NDCG@10: " in page
+    assert "ring walker against the best baseline (Markov chain), NDCG@10: " in page
     for block in page.split("\n\n"):
         rows = [line for line in block.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) <= 1

@@ -1,1 +1,1 @@
-"""Public few-shot protocols: the same tasks, the same metrics, the floor in the same table."""
+"""Public few-shot protocols: the same tasks, the same metrics, the baselines in the same table."""

@@ -38,8 +38,8 @@ def protocol_page(runs: Sequence[Results]) -> str:
         "Every figure is a mean over tasks with its 95 % interval over people (percentile bootstrap, people resampled",
         "whole). All methods of a table are judged on the same tasks, and none sees the ratings that are asked for.",
         "Settings and stopping were chosen on people held out of the training people. Learners share one small network",
-        "on the same item features and are trained on known items. Rounded floors show how much of an absolute error",
-        "is only a matter of whole stars.",
+        "on the same item features and are trained on known items. Rounded baselines show how much of an absolute",
+        "error is only a matter of whole stars.",
         "",
         "Palate is the recommender: trained once a draw by `palate.train` on the training people's events, the items'",
         "content and the profiles, saved, loaded, and asked by `predict` for ratings and by the score of a list for",
@@ -123,7 +123,7 @@ def write_protocol_report(results: Results, path: Path) -> None:
 
 
 def _rows(results: Results, figures: Results) -> list[dict[str, Any]]:
-    """Floors, learners, Palate, then the figures to compare with; the best measured mean of a metric is marked."""
+    """Baselines, learners, Palate, then the figures to compare with; the best measured mean of a metric is marked."""
     best = {}
     for metric, about in results["metrics"].items():
         means = [row["metrics"][metric]["mean"] for row in figures["methods"]]
@@ -174,12 +174,12 @@ def _made(results: Results) -> str:
 
 
 def _comparison(results: Results, metric: str, found: Results) -> str:
-    """A line that says whether Palate's own model is told apart from the best floor."""
+    """A line that says whether Palate's own model is told apart from the best baseline."""
     lower = results["metrics"][metric]["lower_is_better"]
     better = (found["difference"] < 0) == lower and found["difference"] != 0
     verdict = ("better" if better else "worse") if found["significant"] else "not told apart"
     return (
-        f"- {found['palate']} against the best floor ({found['floor']}), {_heading(results, metric)[:-2]}: "
+        f"- {found['palate']} against the best baseline ({found['baseline']}), {_heading(results, metric)[:-2]}: "
         f"{found['difference']:+.4f} ({found['low']:+.4f} to {found['high']:+.4f}), {verdict}"
     )
 
@@ -189,11 +189,12 @@ def _headline(results: Results) -> str:
     part = results["curves"]["part"]
     found, metric = results["parts"][part]["comparisons"][results["main"]], _heading(results, results["main"])[:-2]
     interval = f"95\u00a0% interval {found['low']:+.3f} to {found['high']:+.3f}"
+    other = f"the best baseline ({found['baseline']})"
     if not found["significant"]:
-        return f"On {part}, {found['palate']} and the best floor ({found['floor']}) cannot be told apart ({interval})."
+        return f"On {part}, {found['palate']} and {other} cannot be told apart ({interval})."
     better = (found["difference"] < 0) == results["metrics"][results["main"]]["lower_is_better"]
     return (
-        f"On {part}, {found['palate']} is {'better' if better else 'worse'} than the best floor ({found['floor']}): "
+        f"On {part}, {found['palate']} is {'better' if better else 'worse'} than {other}: "
         f"{metric} differs by {found['difference']:+.3f} ({interval})."
     )
 

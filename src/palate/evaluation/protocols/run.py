@@ -72,7 +72,7 @@ def _run(
     setting, draws = entry.open(folder, num_draws)
     trained = learner_methods(entry.objective)
     methods: dict[str, tuple[str, Method]] = {
-        **{label: ("floor", method) for label, method in baseline_methods(rounded="mae" in entry.metrics).items()},
+        **{label: ("baseline", method) for label, method in baseline_methods(rounded="mae" in entry.metrics).items()},
         **{label: ("learner", trained[label]) for label in learners},
         **{label: ("palate", method) for label, method in entry.palate.items()},
     }
@@ -101,12 +101,12 @@ def _run(
             for part, tasks in draw.parts.items():
                 for metric, values in _judge(predict, part, tasks, entry.metrics, label, entry.given_is_known).items():
                     table[part][label].setdefault(metric, []).append(values)
-            if kind != "floor":
+            if kind != "baseline":
                 _extend_curve(curves[label], predict, draw, entry)
             seconds[label] += time.perf_counter() - started
     methods = {label: method for label, method in methods.items() if label not in left_out}
     people = {part: np.concatenate([[task.user for task in draw.parts[part]] for draw in draws]) for part in table}
-    trained_labels = [label for label, (kind, _) in methods.items() if kind != "floor"]
+    trained_labels = [label for label, (kind, _) in methods.items() if kind != "baseline"]
     for part, figures in table.items():
         _refuse_divergence(figures, people[part], trained_labels, entry, part)
     return {
@@ -181,14 +181,14 @@ def _refuse_divergence(
 ) -> None:
     """A trained method that is shown to be below the constant predictor has not learned, whatever its loss says."""
     sign = -1 if entry.main in entry.lower_is_better else 1
-    floor = np.concatenate(figures["constant"][entry.main])
+    constant = np.concatenate(figures["constant"][entry.main])
     for label in labels:
         values = np.concatenate(figures[label][entry.main])
-        found = clustered_interval(sign * (values - floor), people)
+        found = clustered_interval(sign * (values - constant), people)
         if len(np.unique(people)) >= MIN_USERS and found.high < 0:
             raise NumericalError(
                 f"{label}: {entry.main} on {part} is {values.mean():.4f} after its last step, worse than a constant "
-                f"predictor ({floor.mean():.4f}; 95 % interval of how much better it is {found.low:+.4f} to "
+                f"predictor ({constant.mean():.4f}; 95 % interval of how much better it is {found.low:+.4f} to "
                 f"{found.high:+.4f}); it has not learned"
             )
 
@@ -230,7 +230,7 @@ def _compare(
     metric: str,
     entry: ProtocolEntry,
 ) -> dict[str, Any]:
-    """Palate's first model against the best floor, on the same people."""
+    """Palate's first model against the best baseline, on the same people."""
     sign = -1 if metric in entry.lower_is_better else 1
 
     def best(kind: str) -> str:
@@ -238,10 +238,10 @@ def _compare(
         return str(max(of_kind, key=lambda row: sign * row["metrics"][metric]["mean"])["name"])
 
     ours = next(str(row["name"]) for row in rows if row["kind"] == "palate")
-    floor = best("floor")
-    one, other = (np.concatenate(figures[label][metric]) for label in (ours, floor))
+    baseline = best("baseline")
+    one, other = (np.concatenate(figures[label][metric]) for label in (ours, baseline))
     found = clustered_interval(one - other, people)
-    return {"palate": ours, "floor": floor, **_named(found), "significant": found.low > 0 or found.high < 0}
+    return {"palate": ours, "baseline": baseline, **_named(found), "significant": found.low > 0 or found.high < 0}
 
 
 def _curve_figures(

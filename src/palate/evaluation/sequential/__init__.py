@@ -1,1 +1,1 @@
-"""The public benchmark of next-item models: leave one out, full ranking, floors in the same table."""
+"""The public benchmark of next-item models: leave one out, full ranking, baselines in the same table."""

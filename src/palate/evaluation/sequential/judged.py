@@ -16,7 +16,7 @@ import numpy as np
 from palate.errors import DataError
 from palate.evaluation.sequential.leave_one_out import Held, Ranks
 
-_FORMAT = "palate-judged-1"
+_FORMAT = "palate-judged-2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Judged:
     dataset: str
     model: str
     kind: str
-    """As in the table of models: "floor" or "palate"."""
+    """As in the table of models: "baseline" or "palate"."""
     seed: int
     settings: Mapping[str, Any]
     """What was chosen on validation, as plain values."""

@@ -134,10 +134,10 @@ def _made(results: Results) -> str:
 
 
 def _comparison(found: Results) -> str:
-    """A line that says whether a model is told apart from the best floor."""
+    """A line that says whether a model is told apart from the best baseline."""
     verdict = ("better" if found["mean"] > 0 else "worse") if found["significant"] else "not told apart"
     return (
-        f"- {found['model']} against the best floor ({found['floor']}), NDCG@10: {found['mean']:+.4f} "
+        f"- {found['model']} against the best baseline ({found['baseline']}), NDCG@10: {found['mean']:+.4f} "
         f"({found['low']:+.4f} to {found['high']:+.4f}), {verdict}"
     )
 

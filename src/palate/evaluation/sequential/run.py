@@ -1,4 +1,4 @@
-"""Run the sequential benchmark on a data set: fit each model, judge it on the test items, compare with the floor."""
+"""Run the sequential benchmark on a data set: fit each model, judge it on the test items, compare with baselines."""
 
 import multiprocessing
 import time
@@ -210,16 +210,16 @@ def _summary(part: str, found: Sequence[People], people: People) -> dict[str, An
 
 
 def _compare(kinds: Mapping[str, str], people: Mapping[str, People]) -> list[dict[str, Any]]:
-    """Each Palate model against the best floor, on the same people, by `MAIN` with seen items removed."""
+    """Each Palate model against the best baseline, on the same people, by `MAIN` with seen items removed."""
     means = {label: float(parts["removed"][MAIN].mean()) for label, parts in people.items()}
-    floors = [label for label, kind in kinds.items() if kind == "floor"]
-    if not floors:
+    baselines = [label for label, kind in kinds.items() if kind == "baseline"]
+    if not baselines:
         return []
-    floor = max(floors, key=lambda label: means[label])
+    best = max(baselines, key=lambda label: means[label])
     comparisons = []
     for label, kind in kinds.items():
-        if kind != "floor":
-            found = paired_difference(people[label]["removed"][MAIN], people[floor]["removed"][MAIN])
+        if kind != "baseline":
+            found = paired_difference(people[label]["removed"][MAIN], people[best]["removed"][MAIN])
             bounds = {name: round(getattr(found, name), 5) for name in ("mean", "low", "high")}
-            comparisons.append({"model": label, "floor": floor, **bounds, "significant": found.significant})
+            comparisons.append({"model": label, "baseline": best, **bounds, "significant": found.significant})
     return comparisons

@@ -41,7 +41,7 @@ class ModelEntry(NamedTuple):
     """One line of the table of models."""
 
     kind: str
-    """"floor" or "palate"; a Palate model is compared with the best floor."""
+    """"baseline" or "palate"; a Palate model is compared with the best baseline."""
     fit: Callable[[Bench], Fitted]
     by_chance: bool
     """Whether the seed changes anything; if not, one fit stands for all seeds."""
@@ -72,7 +72,7 @@ def _fit_recommender(bench: Bench, informed: bool) -> Fitted:
 
 MODELS: Mapping[str, ModelEntry] = {
     **{
-        label: ModelEntry("floor", partial(_fit_baseline, baseline=baseline), by_chance=False)
+        label: ModelEntry("baseline", partial(_fit_baseline, baseline=baseline), by_chance=False)
         for label, baseline in SEQUENCE_BASELINES.items()
     },
     "Palate": ModelEntry("palate", partial(_fit_recommender, informed=False), by_chance=True),
