@@ -67,13 +67,6 @@ class Appended(NamedTuple):
     """The rows that are new, in the order given."""
 
 
-class FollowedEvent(NamedTuple):
-    """A stored event and its place in the order of storing, over everyone."""
-
-    seq: int
-    event: StoredEvent
-
-
 def append(connection: Connection, rows: Sequence[NewEvent], now: float) -> Appended:
     """Store what is new among events, and advance the cursors of their people; unknown people are made.
 
@@ -195,23 +188,10 @@ def _frame(found: CursorResult[Any], schema: Mapping[str, Any]) -> pl.DataFrame:
     return pl.concat([pl.DataFrame(schema=schema), *parts])
 
 
-def read_since(connection: Connection, after_seq: int, up_to_seq: int, limit: int) -> list[FollowedEvent]:
-    """Return the events stored after one and up to another, in the order of storing.
-
-    `up_to_seq` is what `settled` said before this snapshot began: without it, a follower on PostgreSQL could pass by
-    an event that another process had numbered and not yet committed.
-    """
-    query = (
-        select(events.c.seq, *_STORED)
-        .where(events.c.seq > after_seq, events.c.seq <= up_to_seq)
-        .order_by(events.c.seq)
-        .limit(limit)
-    )
-    return [FollowedEvent(row[0], StoredEvent(*row[1:])) for row in connection.execute(query)]
-
-
 def settled(store: Store) -> int:
     """Return a seq up to which no event will be stored any more; 0 of an empty store.
+
+    Without it, a follower on PostgreSQL could pass by an event that another process had numbered and not yet committed.
 
     Raises:
         StoreError: it cannot be read now.
