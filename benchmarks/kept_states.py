@@ -22,12 +22,13 @@ import torch
 from sqlalchemy import func, select
 
 from palate.cli import find_model
+from palate.data.event import Event
 from palate.recommend import Recommender
 from palate.service.contract import ListRequest
 from palate.service.home import Home
 from palate.service.opening import open_system, prepare
 from palate.service.system import System, SystemConfig
-from palate.store import NewEvent, Store, events
+from palate.store import Store, events
 from palate.store.schema import states
 
 ROUNDS = 6
@@ -43,7 +44,7 @@ def fill(home: Home, model: Recommender, num_people: int, num_events: int) -> li
     users = [f"visitor-{number}" for number in range(num_people)]
     now = time.time() - 3600
     rows = [
-        NewEvent(f"{user}-{place}", user, ids[item], "purchase", now + place)
+        Event(user, ids[item], "purchase", now + place, event_id=f"{user}-{place}")
         for number, user in enumerate(users)
         for place, item in enumerate(long[number % len(long)])
     ]

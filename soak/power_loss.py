@@ -18,7 +18,8 @@ from pathlib import Path
 from crash_vfs import RecordingDisk, Step, files_after, open_store
 from store_checks import check
 
-from palate.store import NewEvent, Store, Writer
+from palate.data.event import Event
+from palate.store import Store, Writer
 
 CUTS_A_RUN = 100
 
@@ -33,7 +34,7 @@ def record(file: Path, rng: random.Random) -> list[Step]:
     for batch in range(40):
         # A third of the ids are repeats.
         ids = [f"e{rng.randrange(batch * 8 + 8)}" for _ in range(rng.randint(1, 12))]
-        rows = [NewEvent(name, f"person-{hash_of(name) % 9}", "item" * 20, "view", 1.0) for name in ids]
+        rows = [Event(f"person-{hash_of(name) % 9}", "item" * 20, "view", 1.0, event_id=name) for name in ids]
         writer.append(rows, lambda _, ids=ids: disk.note(ids)).result()
     writer.close()
     store.close()
@@ -56,8 +57,8 @@ def cut(steps: list[Step], at: int, file: Path, rng: random.Random) -> tuple[int
         num_stored = check(store, acknowledged)
         writer = Writer(store)
         again = sorted(acknowledged)[:3]
-        rows = [NewEvent(name, f"person-{hash_of(name) % 9}", "item", "view", 1.0) for name in again]
-        positions = writer.append([*rows, NewEvent("after", "person-0", "item", "view", 2.0)]).result().positions
+        rows = [Event(f"person-{hash_of(name) % 9}", "item", "view", 1.0, event_id=name) for name in again]
+        positions = writer.append([*rows, Event("person-0", "item", "view", 2.0, event_id="after")]).result().positions
         writer.close()
         assert list(positions[:-1]) == [None] * len(again), "a repeat was stored again"
         assert check(store, acknowledged | {"after"}) == num_stored + 1

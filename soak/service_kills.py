@@ -79,7 +79,9 @@ def kills(home: Home, key: str, cycles: int, seed: int = 0) -> str:
     rng = random.Random(seed)
     store = Store.open(home.database)
     with store.read() as connection:
-        listed = [row.item_id for row in events.read_newest(connection, people.read_all(connection)[0].user_id, 20)]
+        listed = [
+            row.event.item_id for row in events.read_newest(connection, people.read_all(connection)[0].user_id, 20)
+        ]
     store.close()
     acknowledged: set[str] = set()
     lock = threading.Lock()

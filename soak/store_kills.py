@@ -22,7 +22,8 @@ from pathlib import Path
 from sqlalchemy import delete, event
 from store_checks import check
 
-from palate.store import NewEvent, Store, Writer
+from palate.data.event import Event
+from palate.store import Store, Writer
 from palate.store.schema import events, people
 
 CYCLES_A_STORE = 10
@@ -47,7 +48,7 @@ def ingest(url: str, seed: int, pipe: int) -> None:
     waiting = []
     while True:
         ids = [str(rng.randrange(20_000)) for _ in range(rng.choice((1, 1, 5, 40)))]
-        rows = [NewEvent(one, f"person-{int(one) % 97}", f"item-{one}", "view", float(one)) for one in ids]
+        rows = [Event(f"person-{int(one) % 97}", f"item-{one}", "view", float(one), event_id=one) for one in ids]
         # Told by the writer's thread, at once after the commit.
         waiting.append(writer.append(rows, lambda _, ids=ids: tell(ids)))
         if len(waiting) >= rng.randint(1, 30):

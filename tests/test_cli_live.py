@@ -11,16 +11,17 @@ from sqlalchemy import update
 from typer.testing import CliRunner
 
 from palate.cli import app
+from palate.data.event import Event
 from palate.errors import DataError, ModelError, StoreError
 from palate.recommend import Recommender
-from palate.service.contract import EventIn, ListRequest
+from palate.service.contract import ListRequest
 from palate.service.home import Home
 from palate.service.live_report import live_report
 from palate.service.off_policy import LogConfig, off_policy_report
 from palate.service.opening import open_system, prepare
 from palate.service.system import SystemConfig
 from palate.service.trends import TrendConfig
-from palate.store import NewEvent, Store, events, recommendations, schema
+from palate.store import Store, events, recommendations, schema
 from palate.store.recommendations import ShownList
 
 HOUR = 3600.0
@@ -57,7 +58,7 @@ def show(home: Home, model: Recommender, propensity: float) -> None:
             )
             recommendations.add(connection, [shown])
             if number % 3 == 0:
-                done = NewEvent(f"e{name}", user, items[0], "purchase", at + 60, recommendation_id=name)
+                done = Event(user, items[0], "purchase", at + 60, event_id=f"e{name}", recommendation_id=name)
                 events.append(connection, [done], at + 60)
     store.close()
 
@@ -137,7 +138,7 @@ def test_a_running_system_shows_what_comes_of_its_lists(home: Home, model: Recom
             assert "palate_ctr{" not in system.metrics().decode()
             lists = await system.recommend([ListRequest(user_id=f"u{number}") for number in range(4)])
             item, name = lists[0].items[0].item_id, lists[0].recommendation_id
-            await system.add_events([EventIn("u0", item, "purchase", recommendation_id=name)])
+            await system.add_events([Event("u0", item, "purchase", recommendation_id=name)])
             labels = f'{{model="{model.model_id}",variant="served"}}'
             for _ in range(200):
                 await asyncio.sleep(0.05)

@@ -23,11 +23,10 @@ if __name__ == "__main__":
     assert spec is not None
     sys.modules["palate"] = importlib.util.module_from_spec(spec)
 
+from palate.data.event import Event
 from palate.errors import DataError
 from palate.service.contract import (
     Condition,
-    EventIn,
-    EventOut,
     EventsTaken,
     Filter,
     ItemIn,
@@ -59,7 +58,7 @@ class MemoryService:
 
     def __init__(self, pause: float = 0.0, clock: Callable[[], float] = time.time) -> None:
         self.pause, self.clock = pause, clock
-        self.events: dict[str, list[EventOut]] = {}
+        self.events: dict[str, list[Event]] = {}
         self.event_ids: set[str] = set()
         self.attributes: dict[str, dict[str, Value]] = {}
         self.catalog: dict[str, ItemOut] = {}
@@ -83,7 +82,7 @@ class MemoryService:
         if self.error is not None:
             raise self.error
 
-    async def add_events(self, events: Sequence[EventIn]) -> EventsTaken:
+    async def add_events(self, events: Sequence[Event]) -> EventsTaken:
         accepted = duplicates = 0
         errors = []
         for row, event in enumerate(events):
@@ -95,8 +94,7 @@ class MemoryService:
                 continue
             event_id = event.event_id or secrets.token_hex(8)
             self.event_ids.add(event_id)
-            at = self.clock() if event.timestamp is None else event.timestamp
-            stored = EventOut(event_id, event.item_id, event.event_type, at, event.weight)
+            stored = event._replace(event_id=event_id, timestamp=event.time_or(self.clock()))
             self.events.setdefault(event.user_id, []).append(stored)
             self.attributes.setdefault(event.user_id, {})
             self.catalog.setdefault(event.item_id, ItemOut(event.item_id, {}, False, False))

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
+from palate.data.event import Event
 from palate.service.asked import MOST, asked_of, request_of
-from palate.service.contract import Condition, EventIn, Filter, ListRequest
+from palate.service.contract import Condition, Filter, ListRequest
 from palate.service.home import Home
 from palate.service.list_schemas import FilterBody
 from palate.service.opening import open_system
@@ -60,7 +61,7 @@ def test_only_what_differs_is_kept_in_the_words_of_the_api() -> None:
 def test_a_plain_list_and_a_session_leave_nothing() -> None:
     assert asked_of(ListRequest("u")) is None
     assert asked_of(ListRequest("u", explore="thompson", scenario="cart")) is None
-    assert asked_of(ListRequest(None, (EventIn("", "a"),), k=3, exclude=("a",), filter=TOYS)) is None
+    assert asked_of(ListRequest(None, (Event("", "a"),), k=3, exclude=("a",), filter=TOYS)) is None
     assert request_of(logged(ListRequest("u"))) == ListRequest("u", k=3)  # as long as it was
 
 

@@ -9,10 +9,11 @@ import polars as pl
 import pytest
 
 from palate.data.catalog import Catalog
+from palate.data.event import Event
 from palate.recommend import Recommender
 from palate.service import item_follower
 from palate.service.item_follower import ItemFollower
-from palate.store import NewEvent, Store, erasure, events
+from palate.store import Store, erasure, events
 
 EPOCH = datetime(1970, 1, 1)
 NOW = 5e9
@@ -64,7 +65,7 @@ def test_step_by_step_is_what_it_is_at_once(store: Store, bare: Recommender, mon
             when = until + float(rng.integers(-5, 80)) * 86_400 + float(rng.random())
             kind = "cancel" if rng.random() < 0.2 else "purchase"
             rows.append(
-                NewEvent(f"{step}-{number}", f"u{rng.integers(8)}", str(rng.choice(names)), kind, round(when, 3))
+                Event(f"u{rng.integers(8)}", str(rng.choice(names)), kind, round(when, 3), event_id=f"{step}-{number}")
             )
         with store.write() as connection:
             events.append(connection, rows, until + 89 * 86_400)
@@ -97,13 +98,13 @@ def test_only_those_who_did_something_are_read(
 
     def choose(name: str, user: str, seconds: float) -> list[str]:
         with store.write() as connection:
-            events.append(connection, [NewEvent(name, user, item, "purchase", bare.trained_until + seconds)], NOW)
+            events.append(connection, [Event(user, item, "purchase", bare.trained_until + seconds, event_id=name)], NOW)
         read.clear()
         followed(store, bare, follower)
         return sorted(read)
 
     with store.write() as connection:
-        events.append(connection, [NewEvent("old", "past", item, "purchase", bare.trained_until - 1)], NOW)
+        events.append(connection, [Event("past", item, "purchase", bare.trained_until - 1, event_id="old")], NOW)
     assert choose("a", "one", 1.0) == ["one"], "who did nothing since training is not read"
     assert choose("b", "two", 2.0) == ["two"]
     assert choose("c", "past", -5.0) == ["past"]
@@ -115,7 +116,7 @@ def test_only_those_who_did_something_are_read(
 def test_a_clock_that_is_ahead_counts_at_its_receipt(store: Store, bare: Recommender) -> None:
     item = bare.vocabulary.ids[0]
     with store.write() as connection:
-        row = NewEvent("a", "one", item, "purchase", bare.trained_until + 300 * 86_400)
+        row = Event("one", item, "purchase", bare.trained_until + 300 * 86_400, event_id="a")
         events.append(connection, [row], bare.trained_until + 86_400)
     ahead = followed(store, bare, ItemFollower())
     log = pl.DataFrame({"user_id": ["one"], "item_id": [item], "timestamp": [bare.trained_until + 86_400]})

@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
+from palate.data.event import Event
 from palate.errors import StoreError
 from palate.recommend import Recommender, State
 from palate.service import state_log
-from palate.service.contract import EventIn, ItemIn, ListRequest, PersonIn
+from palate.service.contract import ItemIn, ListRequest, PersonIn
 from palate.service.home import Home
 from palate.service.lists import adapt
 from palate.service.opening import open_system, prepare, register
@@ -148,7 +149,7 @@ def test_lists_do_not_depend_on_what_is_kept(shop_home: Shop, script: list[tuple
     async def take(system: System, step: tuple[object, ...]) -> None:
         match step:
             case ("event", who, item, kind, when):
-                await system.add_events([EventIn(name[who], item, kind, timestamp=float(when))])  # type: ignore[index,arg-type]
+                await system.add_events([Event(name[who], item, kind, timestamp=float(when))])  # type: ignore[index,arg-type]
             case ("describe", who, country):
                 await system.add_people([PersonIn(name[who], {"country": country})])  # type: ignore[index,dict-item]
             case ("item", item, title):
@@ -193,9 +194,9 @@ def test_after_a_restart_nobody_is_adapted_to_anew(shop_home: Shop, recalls: lis
     async def before() -> None:
         async with shop_home.open() as system:
             await system.add_people([PersonIn("two", {"country": "Italy"}), PersonIn("three", {})])
-            await system.add_events([EventIn("one", "toys-01"), EventIn("one", "toys-02", "cancel")])
+            await system.add_events([Event("one", "toys-01"), Event("one", "toys-02", "cancel")])
             lists.extend(lists_of(system, [*users, "three", "stranger"]))
-            system.serving.lists([ListRequest(events=(EventIn("", "toys-01"),))], NOW)
+            system.serving.lists([ListRequest(events=(Event("", "toys-01"),))], NOW)
             assert recalls == []
 
     async def after(system: System) -> None:
@@ -203,7 +204,7 @@ def test_after_a_restart_nobody_is_adapted_to_anew(shop_home: Shop, recalls: lis
         assert recalls == [True] * 3
         assert system._states._waiting == {}  # they are stored already
         system._people.clear()
-        await system.add_events([EventIn("one", "toys-03")])
+        await system.add_events([Event("one", "toys-03")])
         lists_of(system, ["one"])
         assert recalls == [True] * 3  # that of another position is not even read
         assert list(system._states._waiting) == ["one"]
@@ -226,7 +227,7 @@ def test_after_a_restart_nobody_is_adapted_to_anew(shop_home: Shop, recalls: lis
 def test_they_are_written_from_time_to_time_and_once(shop_home: Shop) -> None:
     async def main() -> None:
         async with shop_home.open(seconds=0.02) as system:
-            await system.add_events([EventIn(f"u{number}", "toys-01") for number in range(70)])
+            await system.add_events([Event(f"u{number}", "toys-01") for number in range(70)])
             lists_of(system, [f"u{number}" for number in range(70)])
             for _ in range(400):
                 if len(shop_home.states()) == 70:
@@ -248,7 +249,7 @@ def test_they_are_written_from_time_to_time_and_once(shop_home: Shop) -> None:
         assert last.pop("u1").payload != first.pop("u1").payload
         assert last == first
         async with shop_home.open(seconds=0.0) as system:
-            await system.add_events([EventIn("u2", "toys-02")])
+            await system.add_events([Event("u2", "toys-02")])
             lists_of(system, ["u2"])
         assert shop_home.states()["u2"] == first["u2"]
 
@@ -261,9 +262,9 @@ def test_a_bound_is_kept_and_the_newest_stay(shop_home: Shop, monkeypatch: pytes
     async def main() -> None:
         async with shop_home.open() as system:
             users = [f"u{number}" for number in range(8)]
-            await system.add_events([EventIn(user, "toys-01") for user in users])
+            await system.add_events([Event(user, "toys-01") for user in users])
             lists_of(system, users)
-            await system.add_events([EventIn("u3", "toys-02")])
+            await system.add_events([Event("u3", "toys-02")])
             lists_of(system, ["u3"])
             assert list(system._states._waiting) == ["u4", "u5", "u6", "u7", "u3"]
 
@@ -274,24 +275,24 @@ def test_a_bound_is_kept_and_the_newest_stay(shop_home: Shop, monkeypatch: pytes
 def test_nothing_stays_of_someone_erased_nor_comes_back(shop_home: Shop, recalls: list[bool]) -> None:
     async def main() -> None:
         async with shop_home.open() as system:
-            await system.add_events([EventIn("one", "toys-01"), EventIn("two", "toys-01")])
+            await system.add_events([Event("one", "toys-01"), Event("two", "toys-01")])
             lists_of(system, ["one", "two"])
             await flush(system)
             assert set(shop_home.states()) == {"one", "two"}
             await system.erase("one")
             assert set(shop_home.states()) == {"two"}
-            await system.add_events([EventIn("one", "garden-01")])
+            await system.add_events([Event("one", "garden-01")])
             lists_of(system, ["one"])
             assert recalls == []
             await system.erase("one")  # while the weights wait
             await flush(system)
             assert set(shop_home.states()) == {"two"}
             # Another process erases them, and they come back, before this one has written what it knows.
-            await system.add_events([EventIn("one", "garden-01")])
+            await system.add_events([Event("one", "garden-01")])
             lists_of(system, ["one"])
             forget, system._states.forget = system._states.forget, lambda user: None  # type: ignore[method-assign]
             await system.erase("one")
-            await system.add_events([EventIn("one", "garden-01")])
+            await system.add_events([Event("one", "garden-01")])
             system._states.forget = forget  # type: ignore[method-assign]
             assert list(system._states._waiting) == ["one"]
             await flush(system)
@@ -308,7 +309,7 @@ def test_a_damaged_state_costs_time_alone(
 ) -> None:
     async def main() -> None:
         async with shop_home.open() as system:
-            await system.add_events([EventIn("one", "toys-01")])
+            await system.add_events([Event("one", "toys-01")])
             lists = lists_of(system, ["one"])
             await flush(system)
             with system._machine.store.write() as connection:
@@ -336,7 +337,7 @@ def test_a_store_that_cannot_be_written_fails_no_list(
 
     async def main() -> None:
         async with shop_home.open(seconds=0.01) as system:
-            await system.add_events([EventIn("one", "toys-01")])
+            await system.add_events([Event("one", "toys-01")])
             lists = lists_of(system, ["one"])
             for _ in range(400):
                 if "the disk is full" in caplog.text:
@@ -385,12 +386,12 @@ def test_another_processs_older_state_is_never_used(
 
     async def main() -> None:
         async with place.open(shared=True) as one, place.open(shared=True) as other:
-            await one.add_events([EventIn("someone", "toys-01")])
+            await one.add_events([Event("someone", "toys-01")])
             first = lists_of(one, ["someone"])
             await flush(one)
             assert lists_of(other, ["someone"]) == first
             assert recalls == [True]  # what one has computed the other need not
-            await other.add_events([EventIn("someone", "garden-01")])
+            await other.add_events([Event("someone", "garden-01")])
             second = lists_of(other, ["someone"])
             assert second != first
             other._people.clear()
@@ -422,7 +423,7 @@ def test_who_is_being_written_to_elsewhere_is_passed_over(
 
     async def main() -> None:
         async with place.open(shared=True) as system:
-            await system.add_events([EventIn("one", "toys-01"), EventIn("two", "toys-01")])
+            await system.add_events([Event("one", "toys-01"), Event("two", "toys-01")])
             lists_of(system, ["one", "two"])
             other = Store.open(postgres_url)
             with other.write() as connection:
@@ -437,7 +438,7 @@ def test_who_is_being_written_to_elsewhere_is_passed_over(
 def test_the_bytes_are_safetensors_without_what_the_model_has(shop_home: Shop) -> None:
     async def main() -> None:
         async with shop_home.open() as system:
-            await system.add_events([EventIn("one", "toys-01")])
+            await system.add_events([Event("one", "toys-01")])
             lists_of(system, ["one"])
 
     asyncio.run(main())

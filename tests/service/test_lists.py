@@ -8,11 +8,12 @@ import pytest
 
 from palate.data.dataset import Dataset
 from palate.data.episodes import EventMeaning
+from palate.data.event import Event
 from palate.errors import ConfigError, DataError
 from palate.recommend import Recommender
 from palate.service.contract import Condition, Filter, Listed, ListRequest
 from palate.service.lists import ListConfig, adapt, make_list
-from palate.service.people import Done, Person
+from palate.service.people import Person
 from palate.service.shelf import Item, Shelf, exchanged, make_shelf, refreshed
 
 CONFIG = ListConfig()
@@ -44,7 +45,7 @@ def shelf(model: Recommender, stored: list[Item]) -> Shelf:
 def person_of(events: Sequence[str], **attributes: str | float | bool | None) -> Person:
     person = Person(attributes)
     for number, item in enumerate(events):
-        assert person.take(Done(item, "purchase", float(number)), MEANING)
+        assert person.take(Event("ann", item), float(number), MEANING)
     return person
 
 
@@ -222,7 +223,7 @@ def test_adapting_again_happens_only_after_an_event_or_a_visit(shelf: Shelf, mod
     later = adapt(shelf, person, 1e9)
     assert later is not first
     assert later.state.history.returning
-    person.take(Done("toys-02", "purchase", 2e9), MEANING)
+    person.take(Event("ann", "toys-02"), 2e9, MEANING)
     assert (
         adapt(shelf, person, 2e9).state.history.items.tolist()
         == shelf.model.vocabulary.index(["toys-01", "toys-02"]).tolist()
@@ -235,7 +236,7 @@ def test_what_is_kept_equals_adapting_from_nothing(shelf: Shelf) -> None:
     events = ["toys-01", "garden-02", "toys-03", "kitchen-04"]
     person = Person({"country": "Italy"})
     for number, item in enumerate(events):
-        person.take(Done(item, "purchase", float(number)), MEANING)
+        person.take(Event("ann", item), float(number), MEANING)
         kept = adapt(shelf, person, 50.0).state
         fresh = adapt(shelf, person_of(events[: number + 1], country="Italy"), 50.0).state
         assert all(np.array_equal(kept.fast[name].numpy(), fresh.fast[name].numpy()) for name in fresh.fast)

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from palate.data.event import Event
 from palate.errors import ConfigError
 from palate.service.live import LiveConfig, drift_of, judge, outcomes
-from palate.store import NewEvent, Store, events, recommendations, registry
+from palate.store import Store, events, recommendations, registry
 from palate.store.recommendations import ShownList
 
 CONFIG = LiveConfig(horizon=1.0)
@@ -50,7 +51,9 @@ def world(
         variant = "canary" if rng.random() < share else "served"
         lists.append(shown(number, f"u{number}", at, variant))
         if rng.random() < rates[variant]:
-            done.append(NewEvent(f"e{number}", f"u{number}", "a", "click", at + 10, recommendation_id=f"r{number}"))
+            done.append(
+                Event(f"u{number}", "a", "click", at + 10, event_id=f"e{number}", recommendation_id=f"r{number}")
+            )
     with store.write() as connection:
         recommendations.add(connection, lists)
         for event in done:  # received when they happened
@@ -130,11 +133,11 @@ def test_a_person_counts_once_and_only_with_what_came_of_their_lists(store: Stor
             ],
         )
         for row in (
-            NewEvent("a", "one", "a", "click", START + 20, recommendation_id="r2"),
-            NewEvent("b", "one", "a", "click", START + 21, recommendation_id="r2"),
-            NewEvent("c", "two", "a", "cancel", START + 20, recommendation_id="r3"),
-            NewEvent("d", "three", "a", "click", START + 2 * HOUR, recommendation_id="r4"),
-            NewEvent("e", "four", "a", "click", START + 20),
+            Event("one", "a", "click", START + 20, event_id="a", recommendation_id="r2"),
+            Event("one", "a", "click", START + 21, event_id="b", recommendation_id="r2"),
+            Event("two", "a", "cancel", START + 20, event_id="c", recommendation_id="r3"),
+            Event("three", "a", "click", START + 2 * HOUR, event_id="d", recommendation_id="r4"),
+            Event("four", "a", "click", START + 20, event_id="e"),
         ):
             events.append(connection, [row], row.timestamp)
     with store.read() as connection:
@@ -152,7 +155,7 @@ def test_drift_is_seen_when_choices_change(store: Store) -> None:
 
     def some(prefix: str, items: list[str], at: float) -> None:
         with store.write() as connection:
-            rows = [NewEvent(f"{prefix}{n}", "u", str(rng.choice(items)), "click", at) for n in range(400)]
+            rows = [Event("u", str(rng.choice(items)), "click", at, event_id=f"{prefix}{n}") for n in range(400)]
             events.append(connection, rows, at)
 
     some("a", ["a", "b", "c"], 10.0)

@@ -9,6 +9,7 @@ import pytest
 
 from palate.data.dataset import Dataset
 from palate.data.episodes import EventMeaning
+from palate.data.event import Event
 from palate.errors import ConfigError, DataError
 from palate.evaluation.off_policy import OffPolicyConfig
 from palate.recommend import Recommender
@@ -18,9 +19,9 @@ from palate.service.home import Home
 from palate.service.lists import ListConfig, adapt, make_list
 from palate.service.models import plain
 from palate.service.off_policy import Log, LogConfig, evaluate_log, greedy, read_log
-from palate.service.people import Done, Person, Stored, fold
+from palate.service.people import Person, Stored, fold
 from palate.service.shelf import Item, Shelf, make_shelf
-from palate.store import NewEvent, Store, events, items, recommendations
+from palate.store import Store, StoredEvent, events, items, recommendations
 from palate.store.recommendations import ShownList
 
 NOW = 2_000_000_000.0
@@ -68,7 +69,9 @@ def world(store: Store, seed: int, *, people: int = 300) -> None:
     with store.write() as connection:
         recommendations.add(connection, lists)
         for at, name, user, item in done:
-            events.append(connection, [NewEvent(name, user, item, "click", at + 5, recommendation_id=name)], at + 5)
+            events.append(
+                connection, [Event(user, item, "click", at + 5, event_id=name, recommendation_id=name)], at + 5
+            )
 
 
 def wanted(lists: Sequence[ShownList]) -> list[list[str]]:
@@ -145,7 +148,9 @@ def test_what_counts_as_a_choice(store: Store) -> None:
             ("u", "a", "click", "5", at + 24 * HOUR + 1),
         ]
         for number, (user, item, kind, name, when) in enumerate(rows):
-            events.append(connection, [NewEvent(f"e{number}", user, item, kind, when, recommendation_id=name)], when)
+            events.append(
+                connection, [Event(user, item, kind, when, event_id=f"e{number}", recommendation_id=name)], when
+            )
     log = log_of(store)
     assert sorted(one.recommendation_id for one in log.lists) == ["1", "2", "3", "4", "5"]
     assert log.chosen == {("1", "a"), ("1", "b")}
@@ -178,15 +183,16 @@ def test_a_models_lists_are_those_that_the_service_would_have_made_then(served_h
         user, done = f"new-{number % 3}", []
         at = begin + number * HOUR
         with store.read() as connection:
-            known = events.read_events(connection, user)
-            done = [Done(one.item_id, one.event_type, one.timestamp) for one in known]
+            done = events.read_events(connection, user)
         state = adapt(shelf, fold(Stored({}, done), MEANING), at).state if done else adapt(shelf, Person({}), at).state
         made = make_list(shelf, state, request, ListConfig(), rng)
         best.append([line.item_id for line in make_list(shelf, state, ListRequest(k=5), ListConfig(), rng)])
         lists.append(shown(f"r{number}", user, at, [line.item_id for line in made], [line.propensity for line in made]))
         with store.write() as connection:
             recommendations.add(connection, lists[-1:])
-            chosen = NewEvent(f"e{number}", user, made[0].item_id, "click", at + 9, recommendation_id=f"r{number}")
+            chosen = Event(
+                user, made[0].item_id, "click", at + 9, event_id=f"e{number}", recommendation_id=f"r{number}"
+            )
             events.append(connection, [chosen], at + 9)
     with store.read() as connection:
         log = read_log(connection, begin, NOW, NEGATIVE, CONFIG)
@@ -225,7 +231,7 @@ def test_a_list_is_made_again_for_what_was_asked(store: Store, shelf: Shelf) -> 
         ListRequest("varied", diversity=0.9),
     ]
     rng, at = np.random.default_rng(0), NOW - 30 * HOUR
-    done = [Done(item, "purchase", at - HOUR) for item in bought]
+    done = [StoredEvent(Event("", item), place, at - HOUR) for place, item in enumerate(bought, start=1)]
     lists, wanted = {}, {}
     for request in requests:
         user = str(request.user_id)
@@ -237,7 +243,7 @@ def test_a_list_is_made_again_for_what_was_asked(store: Store, shelf: Shelf) -> 
     with store.write() as connection:
         recommendations.add(connection, list(lists.values()))
         for user in lists:
-            before = [NewEvent(f"{user} {item}", user, item, "purchase", at - HOUR) for item in bought]
+            before = [Event(user, item, "purchase", at - HOUR, event_id=f"{user} {item}") for item in bought]
             events.append(connection, before, at - HOUR)
     with store.read() as connection:
         read = recommendations.read_window(connection, 0.0, NOW)

@@ -12,11 +12,12 @@ import torch
 
 from palate.config import Config, GateConfig, RetrainingConfig
 from palate.data.dataset import Dataset
+from palate.data.event import Event
 from palate.errors import ModelError
 from palate.meta.head import Items
 from palate.pipeline import train
 from palate.recommend import Recommender
-from palate.service.contract import EventIn, ListRequest
+from palate.service.contract import ListRequest
 from palate.service.home import Home
 from palate.service.intake import take_in
 from palate.service.opening import load_model, open_system, prepare, register
@@ -140,12 +141,12 @@ def test_a_run_that_was_killed_goes_on_with_its_plan(home: Home, store: Store, m
     with pytest.raises(Killed):
         retrain(store, home, RetrainConfig())
     with store.write() as connection:
-        from palate.store import NewEvent, events
+        from palate.store import events
 
         newest = events.newest_timestamp(connection)
         assert newest is not None
         events.append(
-            connection, [NewEvent("late", "user-001", "toys-01", "purchase", newest + 5 * 86_400)], time.time()
+            connection, [Event("user-001", "toys-01", "purchase", newest + 5 * 86_400, event_id="late")], time.time()
         )
     retrain(store, home, RetrainConfig())
     assert seen[0] == seen[1]
@@ -160,7 +161,7 @@ def test_a_running_service_follows_the_new_model(home: Home, shop: Dataset) -> N
         system = open_system(store, home, SystemConfig(watch_seconds=0.05))
         system.start()
         try:
-            await system.add_events([EventIn("someone", "toys-01", timestamp=float(newest))])
+            await system.add_events([Event("someone", "toys-01", timestamp=float(newest))])
             [before] = await system.recommend([ListRequest(user_id="someone")])
             other = Store.open(home.database)
             # What another process does; this one goes on serving.

@@ -7,6 +7,8 @@ import httpx
 import pytest
 from memory_service import MemoryService
 
+from palate.data.event import Event
+
 Ask = Callable[..., httpx.Response]
 ODD_IDS = ["a/b", "é", "100%", "a b?c=d#e", "..", "%2F", "+", "日本", "a\u2028b"]
 
@@ -26,7 +28,10 @@ def test_one_event_is_stored_once(ask: Ask, running: MemoryService) -> None:
     assert ask("POST", "/v1/events", json=one).json() == {"accepted": 1, "duplicates": 0, "errors": []}
     assert ask("POST", "/v1/events", json=one).json() == {"accepted": 0, "duplicates": 1, "errors": []}
     (stored,) = running.events["u"]
-    assert stored == ("e-1", "mug", "click", 1.7e9, 2.0)
+    assert stored == Event("u", "mug", "click", 1.7e9, 2.0, "e-1", "s")
+    shown = {"event_id": "e-1", "item_id": "mug", "event_type": "click", "timestamp": 1.7e9, "weight": 2.0}
+    assert ask("GET", "/v1/users/u/events").json() == {"rows": [shown], "next": None}
+    assert ask("GET", "/v1/users/u").json()["recent"] == [shown]
 
 
 def test_a_malformed_row_does_not_take_its_neighbours_along(ask: Ask, running: MemoryService) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from palate.data.event import Event
 from palate.errors import ConfigError
 from palate.recommend import Recommender
-from palate.service.contract import EventIn, ItemIn, ListRequest, PersonIn, RefusedError
+from palate.service.contract import ItemIn, ListRequest, PersonIn, RefusedError
 from palate.service.home import Home
 from palate.service.launch import Launch
 from palate.service.opening import open_system, prepare, register
@@ -60,18 +61,18 @@ def test_what_one_process_takes_the_other_serves(home: Home, postgres_url: str) 
             assert (await other.recommend([me]))[0].fallback
             for number in range(6):
                 system = (one, other)[number % 2]
-                await system.add_events([EventIn("someone", f"toys-0{number}", event_id=f"e{number}")])
+                await system.add_events([Event("someone", f"toys-0{number}", event_id=f"e{number}")])
                 lists = [(await each.recommend([me]))[0].items for each in (one, other)]
                 assert lists[0] == lists[1]
                 assert f"toys-0{number}" not in [line.item_id for line in lists[0]]
-            again = await one.add_events([EventIn("someone", "toys-05", event_id="e5")])
+            again = await one.add_events([Event("someone", "toys-05", event_id="e5")])
             assert (again.accepted, again.duplicates) == (0, 1)
             await one.add_people([PersonIn("someone", {"country": "Italy"})])
             lists = [(await each.recommend([me]))[0].items for each in (one, other)]
             assert lists[0] == lists[1]
             await other.erase("someone")
             assert (await one.recommend([me]))[0].fallback
-            await one.add_events([EventIn("someone", "garden-01")])
+            await one.add_events([Event("someone", "garden-01")])
             assert (await other.person("someone")).num_events == 1
 
     asyncio.run(main())

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from palate.config import DataConfig
 from palate.data.dataset import Dataset
 from palate.data.episodes import EventMeaning
+from palate.data.event import Event
 from palate.errors import ModelError, StoreError
 from palate.recommend import Recommender
 from palate.service.contract import (
-    EventIn,
     ItemIn,
     ListRequest,
     NotFoundError,
@@ -139,8 +139,8 @@ def test_ratings_are_foretold_as_the_model_itself_would(tmp_path: Path, rated_mo
         assert means(stored) == [line.mean for line in rated_model.predict_for(history, nobody, asked)]
         assert stored.model_id == rated_model.model_id
         assert [sum(line.probabilities) for line in stored.items] == pytest.approx([1, 1, 1])
-        rated = [EventIn("new", "toys-00", "rating", weight=5.0), EventIn("new", "garden-00", "rating", weight=1.0)]
-        await system.add_events([*rated, EventIn("new", "kitchen-01", "view", weight=5.0)])
+        rated = [Event("new", "toys-00", "rating", weight=5.0), Event("new", "garden-00", "rating", weight=1.0)]
+        await system.add_events([*rated, Event("new", "kitchen-01", "view", weight=5.0)])
         told = await system.predict(PredictRequest(asked, user_id="new"))
         assert means(told) == [
             line.mean for line in rated_model.predict({"toys-00": 5.0, "garden-00": 1.0}, list(asked))
@@ -197,12 +197,12 @@ def test_an_event_is_in_the_next_list_and_in_nobody_elses(place: Place) -> None:
         ]
         assert (await system.recommend([ListRequest(user_id="new")]))[0].fallback
         first = await list_of(system, "new")
-        taken = await system.add_events([EventIn("new", first[0])])
+        taken = await system.add_events([Event("new", first[0])])
         assert (taken.accepted, taken.duplicates, list(taken.errors)) == (1, 0, [])
         second = await list_of(system, "new")
         assert first[0] not in second
         assert not (await system.recommend([ListRequest(user_id="new")]))[0].fallback
-        await system.add_events([EventIn("new", second[0], "cancel")])
+        await system.add_events([Event("new", second[0], "cancel")])
         assert second[0] not in await list_of(system, "new")
         after = [line for one in await system.recommend([ListRequest(user_id=u) for u in others]) for line in one.items]
         assert before == after
@@ -212,16 +212,16 @@ def test_an_event_is_in_the_next_list_and_in_nobody_elses(place: Place) -> None:
 
 def test_events_sent_again_change_nothing(place: Place) -> None:
     async def work(system: System) -> None:
-        rows = [EventIn("new", item, event_id=f"e-{item}") for item in ("toys-01", "toys-02")]
+        rows = [Event("new", item, event_id=f"e-{item}") for item in ("toys-01", "toys-02")]
         assert (await system.add_events(rows)).accepted == 2
         once = await system.recommend([ListRequest(user_id="new")])
-        again = await system.add_events([*rows, EventIn("new", "toys-01", event_id="e-toys-01")])
+        again = await system.add_events([*rows, Event("new", "toys-01", event_id="e-toys-01")])
         assert (again.accepted, again.duplicates) == (0, 3)
         assert [one.items for one in await system.recommend([ListRequest(user_id="new")])] == [
             one.items for one in once
         ]
         future = await system.add_events(
-            [EventIn("new", "toys-03", timestamp=time.time() + 1e6), EventIn("new", "toys-04")]
+            [Event("new", "toys-03", timestamp=time.time() + 1e6), Event("new", "toys-04")]
         )
         assert future.accepted == 1
         assert [(error.row, error.code) for error in future.errors] == [(0, "future")]
@@ -242,9 +242,9 @@ def test_a_crash_loses_only_what_is_in_memory(place: Place) -> None:
     async def before(system: System) -> None:
         for number, item in enumerate(["toys-01", "garden-03", "toys-02", "kitchen-04"]):
             await system.add_people([PersonIn("new", {"country": "Italy", "shoe": 40.0})])
-            await system.add_events([EventIn("new", item, timestamp=1000.0 + number)])
+            await system.add_events([Event("new", item, timestamp=1000.0 + number)])
             kept.append(await system.recommend([ListRequest(user_id="new")]))
-        await system.add_events([EventIn("new", "toys-05", timestamp=500.0)])  # late: it happened before all others
+        await system.add_events([Event("new", "toys-05", timestamp=500.0)])  # late: it happened before all others
         kept.append(await system.recommend([ListRequest(user_id="new")]))
         seen = system.serving.adapted("new", 2000.0)
         assert seen is not None
@@ -267,11 +267,11 @@ def test_a_crash_loses_only_what_is_in_memory(place: Place) -> None:
 
 def test_a_new_item_can_be_listed_at_once_and_a_hidden_one_cannot(place: Place) -> None:
     async def work(system: System) -> None:
-        await system.add_events([EventIn("new", f"toys-0{number}") for number in range(5)])
+        await system.add_events([Event("new", f"toys-0{number}") for number in range(5)])
         taken = await system.add_items([ItemIn("fresh", {"title": "blue toys kite", "price": 7.0})])
         assert (taken.accepted, list(taken.errors)) == (1, [])
         assert "fresh" in await list_of(system, "new", k=100)
-        await system.add_events([EventIn("other", "fresh")])
+        await system.add_events([Event("other", "fresh")])
         [listed] = await system.recommend([ListRequest(user_id="other")])
         assert "fresh" not in [line.item_id for line in listed.items]
         assert not listed.fallback
@@ -301,12 +301,12 @@ def test_the_rows_of_items_follow_what_is_chosen(place: Place) -> None:
     async def work(system: System) -> None:
         await system.add_items([ItemIn("fresh", {"title": "something", "price": 7.0})])
         gardener = ListRequest(user_id="gardener", k=100)
-        await system.add_events([EventIn("gardener", f"garden-0{number}") for number in range(3)])
+        await system.add_events([Event("gardener", f"garden-0{number}") for number in range(3)])
         stranger = ListRequest(user_id="stranger", k=100)
         before = ids(await system.recommend([gardener, stranger]))
         for number in range(30):
-            rows = [EventIn(f"g{number}", f"garden-0{place}") for place in range(4)]
-            await system.add_events([*rows, EventIn(f"g{number}", "fresh"), EventIn(f"g{number}", "toys-16")])
+            rows = [Event(f"g{number}", f"garden-0{place}") for place in range(4)]
+            await system.add_events([*rows, Event(f"g{number}", "fresh"), Event(f"g{number}", "toys-16")])
         assert ids(await system.recommend([gardener, stranger])) == before  # not yet
         await system._machine.keep_up(system._models._freshen, time.time())
         after = ids(await system.recommend([gardener, stranger]))
@@ -321,7 +321,7 @@ def test_the_rows_of_items_follow_what_is_chosen(place: Place) -> None:
 
 def test_items_are_freshened_at_intervals(place: Place) -> None:
     async def work(system: System) -> None:
-        await system.add_events([EventIn("someone", "toys-16")])
+        await system.add_events([Event("someone", "toys-16")])
         for _ in range(400):
             if system.serving.variants.served.model.item_table.base is not None:
                 return
@@ -334,7 +334,7 @@ def test_items_are_freshened_at_intervals(place: Place) -> None:
 def test_an_anonymous_session_is_read_and_not_stored(place: Place) -> None:
     async def work(system: System) -> None:
         [stranger] = await system.recommend([ListRequest(k=5)])
-        session = tuple(EventIn("", f"toys-0{number}") for number in range(3))
+        session = tuple(Event("", f"toys-0{number}") for number in range(3))
         [found] = await system.recommend([ListRequest(events=session, k=5)])
         assert (stranger.fallback, found.fallback) == (True, False)
         assert sum(line.item_id.startswith("toys") for line in found.items) >= 4
@@ -351,7 +351,7 @@ def test_what_was_shown_is_logged(place: Place) -> None:
 
     async def work(system: System) -> None:
         made.extend(await system.recommend([ListRequest(user_id="user-001", scenario="home", explore="thompson")]))
-        made.extend(await system.recommend([ListRequest(events=(EventIn("", "toys-01"),))]))
+        made.extend(await system.recommend([ListRequest(events=(Event("", "toys-01"),))]))
 
     place.run(work)
     store = Store.open(place.home.database)
@@ -368,7 +368,7 @@ def test_what_was_shown_is_logged(place: Place) -> None:
 def test_an_erased_person_is_a_stranger_at_once_and_in_no_file_soon(place: Place) -> None:
     async def work(system: System) -> None:
         await system.add_people([PersonIn("secret-person", {"country": "Italy"})])
-        await system.add_events([EventIn("secret-person", f"toys-0{number}") for number in range(4)])
+        await system.add_events([Event("secret-person", f"toys-0{number}") for number in range(4)])
         personal = await list_of(system, "secret-person")
         await system.erase("secret-person")
         [now] = await system.recommend([ListRequest(user_id="secret-person")])
@@ -399,7 +399,7 @@ def test_a_list_that_waits_to_be_logged_is_not_logged_of_who_was_erased(place: P
     """However the two meet on their way into the store."""
 
     async def work(system: System) -> None:
-        await system.add_events([EventIn("secret-person", "toys-01")])
+        await system.add_events([Event("secret-person", "toys-01")])
         await system.recommend([ListRequest(user_id="secret-person")])
         writer, gate = system._machine.writer, threading.Event()
         held = writer.between(lambda: gate.wait(20))  # what is handed in meanwhile becomes one transaction
@@ -427,7 +427,7 @@ def test_a_list_that_waits_to_be_logged_is_not_logged_of_who_was_erased(place: P
 def test_what_is_known_of_a_person_can_be_asked(place: Place) -> None:
     async def work(system: System) -> None:
         await system.add_people([PersonIn("new", {"country": "Italy"})])
-        await system.add_events([EventIn("new", "toys-01"), EventIn("new", "toys-02"), EventIn("new", "toys-01")])
+        await system.add_events([Event("new", "toys-01"), Event("new", "toys-02"), Event("new", "toys-01")])
         known = await system.person("new")
         assert (known.num_events, known.support, known.attributes["country"]) == (3, 2, "Italy")
         assert [event.item_id for event in known.recent] == ["toys-01", "toys-02", "toys-01"]
@@ -624,10 +624,10 @@ def test_trainings_begin_by_policy_and_one_at_a_time(place: Place, monkeypatch: 
         pytest.fail("it did not come to that")
 
     async def work(system: System) -> None:
-        await system.add_events([EventIn("a", "toys-01"), EventIn("a", "toys-02")])
+        await system.add_events([Event("a", "toys-01"), Event("a", "toys-02")])
         await asyncio.sleep(0.3)
         assert not runs  # two events are too few
-        await system.add_events([EventIn("a", "toys-03")])
+        await system.add_events([Event("a", "toys-03")])
         await until(lambda: len(runs) == 1)
         with pytest.raises(RefusedError, match="at work"):
             await system.retrain()
@@ -713,7 +713,7 @@ def test_any_event_changes_its_own_persons_next_list_alone(
         requests = [ListRequest(user_id=name, k=100, include_seen=True) for name in names.values()]
         before = [one.items for one in await system.recommend(requests)]
         for name, item, kind, when in actions:
-            await system.add_events([EventIn(names[name], item, kind, timestamp=float(when))])
+            await system.add_events([Event(names[name], item, kind, timestamp=float(when))])
             after = [one.items for one in await system.recommend(requests)]
             for other, old, new in zip(names, before, after, strict=True):
                 assert other == name or old == new

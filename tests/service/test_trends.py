@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from palate.data.event import Event
 from palate.errors import ConfigError
 from palate.service import trends
 from palate.service.live import LiveConfig
@@ -13,7 +14,7 @@ from palate.service.live_report import report
 from palate.service.monitors import Monitors
 from palate.service.serving import Variants
 from palate.service.trends import Rate, TrendConfig, TrendReader, outcomes_of_lists
-from palate.store import NewEvent, Store, events, recommendations, registry
+from palate.store import Store, events, recommendations, registry
 from palate.store.recommendations import ShownList
 
 NOW = 2_000_000.0
@@ -43,7 +44,7 @@ def happen(store: Store, at: float, *rows: tuple[str, str, str | None], item: st
     with store.write() as connection:
         number = events.count(connection)
         done = [
-            NewEvent(f"e{number + n}", user, item, kind, at, recommendation_id=name)
+            Event(user, item, kind, at, event_id=f"e{number + n}", recommendation_id=name)
             for n, (user, kind, name) in enumerate(rows)
         ]
         events.append(connection, done, at)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from palate.store import NewEvent, Store, Writer
+from palate.data.event import Event
+from palate.store import Store, Writer
 
 
 @pytest.fixture
@@ -23,12 +24,12 @@ def writer(store: Store) -> Iterator[Writer]:
 
 
 @pytest.fixture
-def event_of() -> Callable[..., NewEvent]:
+def event_of() -> Callable[..., Event]:
     """Makes events: what is not said is of no interest to the test."""
     numbers = itertools.count()
 
-    def make(event_id: str | None = None, user_id: str = "ann", **rest: object) -> NewEvent:
+    def make(event_id: str | None = None, user_id: str = "ann", **rest: object) -> Event:
         filled = {"item_id": "pot", "event_type": "purchase", "timestamp": 1000.0 + next(numbers)} | rest
-        return NewEvent(event_id or f"event-{next(numbers)}", user_id, **filled)  # type: ignore[arg-type]
+        return Event(user_id, event_id=event_id or f"event-{next(numbers)}", **filled)  # type: ignore[arg-type]
 
     return make

@@ -15,9 +15,10 @@ import pytest
 from sqlalchemy import MetaData, select, text
 
 import store_files
+from palate.data.event import Event
 from palate.errors import StoreError
 from palate.recommend.signing import make_key, read_key, verify
-from palate.store import NewEvent, Store, Writer, erasure, events, items, jobs, keys, migrations, people, registry
+from palate.store import Store, Writer, erasure, events, items, jobs, keys, migrations, people, registry
 from palate.store import recommendations as lists
 from palate.store.backup import back_up
 from palate.store.items import ItemChange
@@ -30,7 +31,7 @@ from palate.store.schema import metadata
 from palate.store.states import SavedState
 from palate.store.states import save as save_states
 
-Make = Callable[..., NewEvent]
+Make = Callable[..., Event]
 
 
 def fill(store: Store, models: Path, event_of: Make) -> None:

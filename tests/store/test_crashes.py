@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from palate import store as store_package
+from palate.data.event import Event
 from palate.errors import StoreError
-from palate.store import NewEvent, Store, Writer, events
+from palate.store import Store, Writer, events
 
-Make = Callable[..., NewEvent]
+Make = Callable[..., Event]
 ROOT = Path(__file__).parents[2]
 
 
@@ -129,8 +130,9 @@ def test_a_failing_disk_is_told_and_overcome(
 
 FULL_DISK = """
 import resource, sys
+from palate.data.event import Event
 from palate.errors import StoreError
-from palate.store import NewEvent, Store, Writer, events
+from palate.store import Store, Writer, events
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -140,7 +142,7 @@ writer = Writer(store)
 stored = failed = 0
 limit(200_000)  # the system refuses to let any file grow beyond this, as a full disk does
 for number in range(40):
-    rows = [NewEvent(f"{number}-{n}", "ann", "i" * 50, "view", 1.0) for n in range(50)]
+    rows = [Event("ann", "i" * 50, "view", 1.0, event_id=f"{number}-{n}") for n in range(50)]
     try:
         writer.append(rows).result(20)
         stored += 50
@@ -149,7 +151,7 @@ for number in range(40):
         failed += 1
 assert stored and failed, (stored, failed)
 limit(resource.RLIM_INFINITY)
-rows = [NewEvent(f"after-{n}", "ann", "i", "view", 1.0) for n in range(50)]
+rows = [Event("ann", "i", "view", 1.0, event_id=f"after-{n}") for n in range(50)]
 positions = writer.append(rows).result(20).positions
 assert positions == list(range(stored + 1, stored + 51)), positions[:3]
 writer.close()

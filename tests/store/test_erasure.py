@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import select, text
 
 import store_files
+from palate.data.event import Event
 from palate.errors import StoreError
-from palate.store import NewEvent, Store, Writer, erasure, events, items, people, recommendations, states
+from palate.store import Store, Writer, erasure, events, items, people, recommendations, states
 from palate.store.file_search import holds
 from palate.store.items import ItemChange
 from palate.store.people import PersonChange
@@ -23,7 +24,7 @@ from palate.store.schema import events as table
 from palate.store.states import SavedState
 from store_files import files_that_hold
 
-Make = Callable[..., NewEvent]
+Make = Callable[..., Event]
 WHOM = "marguerite-yourcenar-1903"
 
 

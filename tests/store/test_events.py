@@ -10,12 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, text
 
+from palate.data.event import Event
 from palate.errors import DataError
-from palate.store import NewEvent, Store, Writer, events, people
+from palate.store import Store, Writer, events, people
 from palate.store.schema import events as events_table
 from palate.store.schema import people as people_table
 
-Make = Callable[..., NewEvent]
+Make = Callable[..., Event]
 
 
 def check_cursors(store: Store) -> dict[str, list[str]]:
@@ -38,15 +39,15 @@ def check_cursors(store: Store) -> dict[str, list[str]]:
 
 
 def test_what_is_stored_comes_back(store: Store, event_of: Make) -> None:
-    full = NewEvent("e1", "ann", "pot", "view", 12.5, 0.5, "visit-1", "list-1")
-    bare = NewEvent("e2", "ann", "lid", "purchase", 11.0)
+    full = Event("ann", "pot", "view", 12.5, 0.5, "e1", "visit-1", "list-1")
+    bare = Event("ann", "lid", "purchase", 11.0, event_id="e2")
     with store.write() as connection:
         appended = events.append(connection, [full, bare, event_of("e3", "bob")], 99.0)
     assert appended.positions == [1, 2, 1]
     with store.read() as connection:
         found = events.read_events(connection, "ann")
         assert found == list(appended.stored[:2])
-        assert [one[:2] + one[3:9] for one in found] == [tuple(full), tuple(bare)]
+        assert [one.event for one in found] == [full, bare]
         assert {one.received_at for one in found} == {99.0}
         assert events.read_events(connection, "ann", after_position=1) == found[1:]
         assert events.read_events(connection, "ann", limit=1) == found[:1]
@@ -67,12 +68,20 @@ def test_an_event_is_stored_once_within_a_batch_and_among_batches(store: Store, 
         second = events.append(connection, [event_of("b"), event_of("c"), event_of("a", "bob")], 2.0)
     assert first.positions == [1, 2, None]
     assert second.positions == [None, 3, None]
-    assert [one.event_id for one in second.stored] == ["c"]
+    assert [one.event.event_id for one in second.stored] == ["c"]
     assert check_cursors(store) == {"ann": ["a", "b", "c"]}
     with store.read() as connection:
-        assert {one.item_id for one in events.read_events(connection, "ann")} == {"pot"}
+        assert {one.event.item_id for one in events.read_events(connection, "ann")} == {"pot"}
         # bob had only a repeat: he is known, without events
         assert people.read(connection, ["bob"])["bob"].position == 0
+
+
+@pytest.mark.parametrize("lacks", ["event_id", "timestamp"])
+def test_an_event_is_stored_with_an_id_and_a_time_or_not_at_all(store: Store, event_of: Make, lacks: str) -> None:
+    rows = [event_of("a"), event_of("b")._replace(**{lacks: None})]
+    with pytest.raises(DataError, match="without an id or a time"), store.write() as connection:
+        events.append(connection, rows, 1.0)
+    assert check_cursors(store) == {}
 
 
 def test_an_empty_append_stores_nothing(store: Store) -> None:
@@ -225,7 +234,7 @@ def test_any_grouping_of_appends_gives_what_one_by_one_gives(
     futures, left = [], list(batches)
     for size in [*groups, len(batches)]:
         held = writer.submit(lambda connection, gate=release: gate.wait(10))  # so that the next ones are one group
-        rows = [[NewEvent(*pair, "pot", "view", 1.0) for pair in batch] for batch in left[:size]]
+        rows = [[Event(user, "pot", "view", 1.0, event_id=name) for name, user in batch] for batch in left[:size]]
         futures += [writer.append(batch) for batch in rows]
         left = left[size:]
         release.set()

@@ -11,13 +11,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, select, text
 
+from palate.data.event import Event
 from palate.errors import ConfigError, StoreError
-from palate.store import NewEvent, Store, events, migrations, recommendations
+from palate.store import Store, events, migrations, recommendations
 from palate.store.recommendations import ShownList
 from palate.store.schema import metadata
 from palate.store.store import files_of
 
-Make = Callable[..., NewEvent]
+Make = Callable[..., Event]
 
 
 def test_the_steps_lead_to_the_schema(store: Store) -> None:

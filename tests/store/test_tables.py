@@ -6,8 +6,9 @@ import polars as pl
 import pytest
 from sqlalchemy import Connection, select, text
 
+from palate.data.event import Event
 from palate.errors import DataError
-from palate.store import NewEvent, Store, events, items, jobs, keys, people, recommendations, schema, states
+from palate.store import Store, events, items, jobs, keys, people, recommendations, schema, states
 from palate.store.attributes import as_frame, merged
 from palate.store.items import ItemChange
 from palate.store.keys import StoredKey
@@ -16,7 +17,7 @@ from palate.store.people import PersonChange
 from palate.store.recommendations import ShownList
 from palate.store.states import SavedState
 
-Make = Callable[..., NewEvent]
+Make = Callable[..., Event]
 
 
 def all_pages(store: Store, page: Callable[[Connection, str | None, int], Page], limit: int) -> list[str]:

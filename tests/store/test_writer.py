@@ -7,11 +7,12 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import Connection, event, insert, text
 
+from palate.data.event import Event
 from palate.errors import StoreError
-from palate.store import NewEvent, QueueFullError, Store, Writer, events
+from palate.store import QueueFullError, Store, Writer, events
 from palate.store.schema import settings
 
-Make = Callable[..., NewEvent]
+Make = Callable[..., Event]
 
 
 @contextmanager

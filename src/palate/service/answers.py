@@ -7,10 +7,11 @@ which is several times cheaper than building models first.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, create_model
 from pydantic_core import to_json
 from starlette.responses import Response
 
+from palate.data.event import Event
 from palate.service.contract import ListOut, Page
 
 _HEADERS: Final = {"cache-control": "no-store"}
@@ -99,14 +100,16 @@ class PredictAnswer(Answer):
     items: list[RatingLine]
 
 
-class StoredEvent(Answer):
-    """An event as stored."""
-
-    event_id: str
-    item_id: str
-    event_type: str
-    timestamp: Time
-    weight: float
+_SHOWN: Final[Mapping[str, Any]] = {
+    "event_id": str,
+    "item_id": str,
+    "event_type": str,
+    "timestamp": Time,
+    "weight": float,
+}
+"""The fields of an `Event` that answers show."""
+_STORED_EVENT: Final = create_model("StoredEvent", __base__=Answer, __doc__="An event as stored.", **_SHOWN)
+ShownEvent = Annotated[Event, GetPydanticSchema(lambda source, handler: handler.generate_schema(_STORED_EVENT))]
 
 
 class StoredPerson(Answer):
@@ -129,7 +132,7 @@ class PersonAnswer(StoredPerson):
     """What is known of a person, and how it was learned."""
 
     num_events: int
-    recent: Annotated[list[StoredEvent], Field(description="newest first, at most 20")]
+    recent: Annotated[list[ShownEvent], Field(description="newest first, at most 20")]
     model_id: str
     support: Annotated[int, Field(description="events that the fast weights were adapted to")]
     fast_weights: Annotated[int, Field(description="numbers that are the person's own")]
@@ -142,7 +145,7 @@ Next = Annotated[str | None, Field(description="send it as `after` for the rows 
 class EventPage(Answer):
     """Part of a person's events, oldest first."""
 
-    rows: list[StoredEvent]
+    rows: list[ShownEvent]
     next: Next
 
 
@@ -224,6 +227,11 @@ def answer(value: Mapping[str, object], status: int = 200, headers: Mapping[str,
 def rows(values: Iterable[Any]) -> list[dict[str, Any]]:
     """NamedTuples as JSON objects."""
     return [value._asdict() for value in values]
+
+
+def event_rows(events: Iterable[Any]) -> list[dict[str, Any]]:
+    """Events as JSON objects."""
+    return [{name: getattr(event, name) for name in _SHOWN} for event in events]
 
 
 def page_object(page: Page) -> dict[str, object]:

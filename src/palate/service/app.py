@@ -73,7 +73,7 @@ def create_app(
 
     @cache
     def document() -> dict[str, Any]:
-        return describe(api, routes.models, version("palate"))
+        return describe(api, routes.bodies, version("palate"))
 
     add_document_routes(
         routes,

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+from palate.data.event import Event
 from palate.errors import PalateError
 
 Value = str | float | bool | None
@@ -42,22 +43,6 @@ class Filter:
     all: tuple["Filter | Condition", ...] = ()
     any: tuple["Filter | Condition", ...] = ()
     none: tuple["Filter | Condition", ...] = ()
-
-
-class EventIn(NamedTuple):
-    """One event as a client sends it."""
-
-    user_id: str
-    item_id: str
-    event_type: str = "purchase"
-    timestamp: float | None = None
-    """Seconds since 1970 UTC; None: now."""
-    weight: float = 1.0
-    event_id: str | None = None
-    """The client's own id; the same id again is harmless. None: one is made."""
-    session_id: str | None = None
-    recommendation_id: str | None = None
-    """The list that led to the event."""
 
 
 class RowError(NamedTuple):
@@ -110,23 +95,13 @@ class ItemOut(NamedTuple):
     """Whether the served model lists it: in training or, by its content, since."""
 
 
-class EventOut(NamedTuple):
-    """An event as stored."""
-
-    event_id: str
-    item_id: str
-    event_type: str
-    timestamp: float
-    weight: float
-
-
 class PersonOut(NamedTuple):
     """What is known of a person, and how it was learned."""
 
     user_id: str
     attributes: Mapping[str, Value]
     num_events: int
-    recent: Sequence[EventOut]
+    recent: Sequence[Event]
     """The newest, newest first, at most 20."""
     model_id: str
     support: int
@@ -143,7 +118,7 @@ class PredictRequest:
 
     items: tuple[str, ...]
     user_id: str | None = None
-    events: tuple[EventIn, ...] = ()
+    events: tuple[Event, ...] = ()
     """Of someone without an id, oldest first; empty when `user_id` is given. `user_id` of these is ""."""
     profile: Mapping[str, Value] = field(default_factory=dict)
     """Attributes of someone without an id."""
@@ -175,7 +150,7 @@ class ListRequest:
     """One list: for a known person, or for the events of an anonymous session."""
 
     user_id: str | None = None
-    events: tuple[EventIn, ...] = ()
+    events: tuple[Event, ...] = ()
     """Of an anonymous session, oldest first; empty when `user_id` is given. `user_id` of these is ""."""
     profile: Mapping[str, Value] = field(default_factory=dict)
     """Attributes of an anonymous person."""
@@ -261,7 +236,7 @@ class Running(Protocol):
     ConfigError (the request means nothing: the message is for the client).
     """
 
-    async def add_events(self, events: Sequence[EventIn]) -> EventsTaken:
+    async def add_events(self, events: Sequence[Event]) -> EventsTaken:
         """Store events; returns when they are durable and part of what the next list reads."""
         ...
 
@@ -282,7 +257,7 @@ class Running(Protocol):
         ...
 
     async def events_of(self, user_id: str, after: str | None, limit: int) -> Page:
-        """A person's events as `EventOut`, oldest stored first. NotFoundError: unknown person."""
+        """A person's events as `Event`, oldest stored first. NotFoundError: unknown person."""
         ...
 
     async def recommend(self, requests: Sequence[ListRequest]) -> Sequence[ListOut]:

@@ -7,8 +7,9 @@ from typing import TypeVar
 import polars as pl
 
 from palate.data.dataset import Dataset
+from palate.data.event import Event
 from palate.recommend import Recommender
-from palate.store import NewEvent, Store, events, items, people
+from palate.store import Store, events, items, people
 
 Row = TypeVar("Row")
 _TOGETHER = 2_000
@@ -60,7 +61,7 @@ def _take_in_events(store: Store, interactions: pl.DataFrame, now: float, say: C
     return added
 
 
-def _events_of(log: pl.DataFrame) -> Iterator[NewEvent]:
+def _events_of(log: pl.DataFrame) -> Iterator[Event]:
     """The rows of a log, with ids."""
     said = ["user_id", "item_id", "event_type", "timestamp"]
     numbered = log.with_columns(
@@ -69,7 +70,7 @@ def _events_of(log: pl.DataFrame) -> Iterator[NewEvent]:
     columns = (*said[:3], "seconds", "weight", "event_id", "session_id", "number")
     for user_id, item_id, kind, seconds, weight, event_id, session_id, number in numbered.select(columns).iter_rows():
         key = event_id or _digest(user_id, item_id, kind, repr(seconds), str(number))
-        yield NewEvent(key, user_id, item_id, kind, seconds, weight, session_id)
+        yield Event(user_id, item_id, kind, seconds, weight, key, session_id)
 
 
 def _digest(*parts: str) -> str:

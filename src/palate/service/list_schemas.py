@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
-from palate.service.contract import Condition, EventIn, Exploration, Filter, ListRequest, PredictRequest, Value
+from palate.data.event import Event
+from palate.service.contract import Condition, Exploration, Filter, ListRequest, PredictRequest, Value
 from palate.service.schemas import MAX_ROWS, Attributes, Body, Id, Name, Says, SessionEvent, Text
 
 MAX_K: Final = 500
@@ -97,7 +98,7 @@ class ListOptions(Body):
     include_seen: Annotated[bool, Field(description="also list what the person has chosen before")] = False
 
     def request(
-        self, user_id: str | None, events: tuple[EventIn, ...] = (), profile: Mapping[str, Value] | None = None
+        self, user_id: str | None, events: tuple[Event, ...] = (), profile: Mapping[str, Value] | None = None
     ) -> ListRequest:
         """The same for the running system, for a person or a session."""
         return ListRequest(
@@ -152,7 +153,7 @@ class ForSession(ListOptions):
 
     def requests(self) -> list[ListRequest]:
         """One request."""
-        return [self.request(None, _plain(self.events), self.profile)]
+        return [self.request(None, tuple(self.events), self.profile)]
 
 
 class Asked(Body):
@@ -187,11 +188,7 @@ class RatingsOfSession(Asked):
 
     def request(self) -> PredictRequest:
         """The same for the running system."""
-        return PredictRequest(tuple(self.items), None, _plain(self.events), self.profile)
-
-
-def _plain(events: list[SessionEvent]) -> tuple[EventIn, ...]:
-    return tuple(EventIn("", each.item_id, each.event_type, each.timestamp, each.weight) for each in events)
+        return PredictRequest(tuple(self.items), None, tuple(self.events), self.profile)
 
 
 def _kind_of_list(value: object) -> str | None:

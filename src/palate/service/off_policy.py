@@ -33,7 +33,7 @@ from palate.service.lists import ListConfig, adapt, make_list
 from palate.service.live_report import served_model
 from palate.service.models import plain
 from palate.service.opening import load_model
-from palate.service.people import Done, Person, Stored, fold
+from palate.service.people import Person, Stored, fold
 from palate.service.shelf import Item, Shelf, make_shelf
 from palate.store import Store, items, recommendations
 from palate.store import events as stored_events
@@ -260,9 +260,7 @@ def _person_at(
     attributes: dict[str, str | float | bool | None], done: Sequence[StoredEvent], at: float, meaning: EventMeaning
 ) -> Person:
     """Someone as they were known at a moment."""
-    known = sorted((event for event in done if event.received_at <= at), key=lambda event: event.timestamp)
-    read = [Done(one.item_id, one.event_type, one.timestamp, one.weight) for one in known]
-    return fold(Stored(attributes, read), meaning)
+    return fold(Stored(attributes, [one for one in done if one.received_at <= at]), meaning)
 
 
 def _best(shelf: Shelf, person: Person, shown: ShownList, config: ListConfig) -> list[str] | None:

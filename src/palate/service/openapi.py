@@ -5,8 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 
 from palate.service.auth import ROLES
 from palate.service.errors import KINDS
@@ -28,7 +27,7 @@ times. Ids in paths are percent-encoded, a slash too (`%2F`).
 """
 
 
-def describe(api: FastAPI, bodies: Iterable[type[BaseModel]], version: str) -> dict[str, Any]:
+def describe(api: FastAPI, bodies: Iterable[type], version: str) -> dict[str, Any]:
     """The document of an application whose routes are complete."""
     roles = "\n".join(f"- `{role}` {what}" for role, what in ROLES.items())
     codes = "\n".join(f"- `{code}` ({kind.status}): {kind.title}. {kind.cure}" for code, kind in KINDS.items())
@@ -40,9 +39,10 @@ def describe(api: FastAPI, bodies: Iterable[type[BaseModel]], version: str) -> d
         routes=api.routes,
         tags=[{"name": name} for name in ("lists", "events", "people", "items", "models", "keys", "server")],
     )
-    ordered = sorted(bodies, key=lambda model: model.__name__)
-    _, schemas = models_json_schema(
-        [(model, "validation") for model in ordered], ref_template="#/components/schemas/{model}"
+    ordered = sorted(bodies, key=lambda body: body.__name__)
+    _, schemas = TypeAdapter.json_schemas(
+        [(body.__name__, "validation", TypeAdapter(body)) for body in ordered],
+        ref_template="#/components/schemas/{model}",
     )
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(schemas.get("$defs", {}))

@@ -11,18 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from palate.data.episodes import EventMeaning, History, is_another_visit
+from palate.data.event import Event
 from palate.data.growing_history import GrowingHistory
-
-
-class Done(NamedTuple):
-    """What the fold reads of an event."""
-
-    item_id: str
-    event_type: str
-    timestamp: float
-    """Seconds since 1970 UTC."""
-    weight: float = 1.0
-    """A rating, where the type says so."""
+from palate.store import StoredEvent
 
 
 class Kept(NamedTuple):
@@ -55,14 +46,15 @@ class Person:
         self.kept: Kept | None = None
         """What was computed for them once, by this process or another; to be looked at before computing it again."""
 
-    def take(self, event: Done, meaning: EventMeaning) -> bool:
+    def take(self, event: Event, received_at: float, meaning: EventMeaning) -> bool:
         """Take in the next event; False, and nothing is changed, where it happened before one that is in already."""
-        if self.done.last is not None and event.timestamp < self.done.last:
+        when = event.time_or(received_at)
+        if self.done.last is not None and when < self.done.last:
             return False
         self.position += 1
         self.done.add(
             event.item_id,
-            event.timestamp,
+            when,
             refuses=event.event_type in meaning.negative,
             rating=event.weight if event.event_type in meaning.rating else None,
         )
@@ -81,8 +73,8 @@ class Stored(NamedTuple):
     """A person as the store has them."""
 
     attributes: Mapping[str, str | float | bool | None]
-    events: Iterable[Done]
-    """All of theirs, by (timestamp, position)."""
+    events: Iterable[StoredEvent]
+    """All of theirs, by position."""
     created: float = 0.0
     kept: Kept | None = None
 
@@ -91,8 +83,9 @@ def fold(stored: Stored, meaning: EventMeaning) -> Person:
     """Make a person from all that is stored of them."""
     person = Person(stored.attributes, stored.created)
     person.kept = stored.kept
-    for event in stored.events:
-        person.take(event, meaning)
+    # Stable: by time and, within the same, by position.
+    for event, _, received_at in sorted(stored.events, key=lambda one: one.event.time_or(one.received_at)):
+        person.take(event, received_at, meaning)
     return person
 
 
@@ -117,7 +110,7 @@ class People:
         self._meaning = meaning
         self._capacity = capacity
         self._people: OrderedDict[str, Person] = OrderedDict()
-        self._told: deque[tuple[str, int, Done]] = deque()
+        self._told: deque[StoredEvent] = deque()
 
     def __len__(self) -> int:
         return len(self._people)
@@ -144,9 +137,9 @@ class People:
             self._people.move_to_end(user_id)
             return person
 
-    def take(self, user_id: str, position: int, event: Done) -> None:
-        """Tell of an event that was committed as the person's `position`-th; one that came before counts as taken."""
-        self._told.append((user_id, position, event))
+    def take(self, stored: StoredEvent) -> None:
+        """Tell of an event that was committed; one whose position the person has reached counts as taken."""
+        self._told.append(stored)
         if self.lock.acquire(blocking=False):
             try:
                 self._take_told()
@@ -177,9 +170,9 @@ class People:
     def _take_told(self) -> None:
         """Take in the events that were told of, in their order; with the lock held."""
         while self._told:
-            user_id, position, event = self._told.popleft()
-            person = self._people.get(user_id)
+            event, position, received_at = self._told.popleft()
+            person = self._people.get(event.user_id)
             if person is None or position <= person.position:
                 continue
-            if position != person.position + 1 or not person.take(event, self._meaning):
-                del self._people[user_id]  # out of order: the next reader folds the store anew
+            if position != person.position + 1 or not person.take(event, received_at, self._meaning):
+                del self._people[event.user_id]  # out of order: the next reader folds the store anew

@@ -12,10 +12,11 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import from_json
 from starlette.requests import Request
 
+from palate.data.event import Event
 from palate.service import list_schemas, schemas
 from palate.service.contract import RowError
 from palate.service.errors import Fault, InvalidRequestError
-from palate.service.schemas import MAX_ROWS, Event, Item, Person
+from palate.service.schemas import MAX_ROWS, Item, Person
 
 _JSON: Final = re.compile(rb"application/([\w.+-]+\+)?json\s*(;|$)", re.IGNORECASE)
 Row = TypeVar("Row", Event, Person, Item)
@@ -37,9 +38,10 @@ class Batch(Generic[Row]):
 class BatchReader(Generic[Row]):
     """Reads one row or a batch of them, `{"NAME": [row, …]}`."""
 
-    def __init__(self, row: type[Row], name: str) -> None:
+    def __init__(self, row: Any, name: str) -> None:
+        """Take what pydantic reads as a row, and the name of the list."""
         self._name = name
-        self._validate = row.__pydantic_validator__.validate_python
+        self._validate: Callable[[object], Row] = TypeAdapter(row).validator.validate_python
 
     def __call__(self, body: bytes) -> Batch[Row]:
         """Validate row by row.
@@ -133,7 +135,7 @@ _PARAMETERS: Final = (
     "job_id",
     "key_id",
 )
-_NAMES: Final = frozenset(_PARAMETERS) | frozenset(
+_NAMES: Final = frozenset((*_PARAMETERS, *Event._fields)) | frozenset(
     name
     for module in (schemas, list_schemas)
     for model in vars(module).values()

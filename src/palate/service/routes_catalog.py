@@ -13,6 +13,7 @@ from palate.service.answers import (
     PersonPage,
     RowsAnswer,
     answer,
+    event_rows,
     page_object,
     rows,
 )
@@ -25,7 +26,7 @@ from palate.service.schemas import Item, Items, People, Person, to_item, to_pers
 
 def add_person_routes(routes: Routes, running: Running) -> None:
     """Add the routes for people."""
-    read = BatchReader(Person, "users")
+    read: BatchReader[Person] = BatchReader(Person, "users")
 
     async def send_users(request: Request) -> Response:
         """Add or change one person or a batch of up to 1,000.
@@ -43,11 +44,12 @@ def add_person_routes(routes: Routes, running: Running) -> None:
     async def show_user(request: Request, user_id: PathId) -> Response:
         """Say what is known of a person, and how their taste was learned."""
         person = await running.person(user_id)
-        return answer({**person._asdict(), "recent": rows(person.recent)})
+        return answer({**person._asdict(), "recent": event_rows(person.recent)})
 
     async def list_events(request: Request, user_id: PathId, after: After = None, limit: Limit = 100) -> Response:
         """List a person's events in the order in which they were stored."""
-        return answer(page_object(await running.events_of(user_id, after, limit)))
+        page = await running.events_of(user_id, after, limit)
+        return answer({"rows": event_rows(page.rows), "next": page.next})
 
     async def erase_user(request: Request, user_id: PathId) -> Response:
         """Forget a person: events, attributes, fast weights, lists that they were shown.
@@ -71,7 +73,7 @@ def add_person_routes(routes: Routes, running: Running) -> None:
 
 def add_item_routes(routes: Routes, running: Running) -> None:
     """Add the routes for items."""
-    read = BatchReader(Item, "items")
+    read: BatchReader[Item] = BatchReader(Item, "items")
 
     async def send_items(request: Request) -> Response:
         """Add, change or hide one item or a batch of up to 1,000.

@@ -49,8 +49,8 @@ class Routes:
         self._api, self._figures = api, figures
         self.policies: dict[tuple[str, str], Policy] = {}
         """Who may call each (method, path)."""
-        self.models: set[type[BaseModel]] = set()
-        """Of all bodies, for the document."""
+        self.bodies: set[type] = set()
+        """What pydantic reads as bodies, for the document."""
 
     def add(
         self,
@@ -61,7 +61,7 @@ class Routes:
         *,
         answer: type[BaseModel] | Any,
         tag: str,
-        body: Sequence[type[BaseModel]] = (),
+        body: Sequence[type] = (),
         body_required: bool = True,
         status: int = 200,
         problems: Sequence[str] = (),
@@ -71,11 +71,11 @@ class Routes:
         Args:
             policy: the lowest role that may call it, or "anyone".
             answer: the model of a good answer, or a media type where it is no JSON.
-            body: models of which the body is one; none: the route reads no body.
+            body: types of pydantic of which the body is one; none: the route reads no body.
             problems: codes of `errors.KINDS` beside those that every such route may answer.
         """
         self.policies[method, path] = policy
-        self.models.update(body)
+        self.bodies.update(body)
         summary, _, description = (endpoint.__doc__ or "").strip().partition("\n")
         codes = (*problems, *(_WITH_BODY if body else ()), *(_ALWAYS if policy != "anyone" else ()))
         self._api.add_api_route(
@@ -129,7 +129,7 @@ def _bad(codes: Sequence[str]) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def _extra(body: Sequence[type[BaseModel]], required: bool, policy: Policy) -> dict[str, Any]:
+def _extra(body: Sequence[type], required: bool, policy: Policy) -> dict[str, Any]:
     extra: dict[str, Any] = {"security": [{"bearer": []}, {"header": []}] if policy != "anyone" else []}
     if body:
         choices = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in body]

@@ -15,7 +15,6 @@ from palate.errors import ConfigError, DataError, PalateError, StoreError
 from palate.evaluation.ab import assign
 from palate.recommend import Recommender
 from palate.service.contract import (
-    EventIn,
     ListOut,
     ListRequest,
     NotFoundError,
@@ -25,7 +24,7 @@ from palate.service.contract import (
     RefusedError,
 )
 from palate.service.lists import Adapted, ListConfig, adapt, make_list
-from palate.service.people import Cursor, Done, People, Person
+from palate.service.people import Cursor, People, Person
 from palate.service.shelf import Shelf
 
 Variant = Literal["served", "canary"]
@@ -194,10 +193,6 @@ class Serving:
 def _of_session(request: ListRequest | PredictRequest, shelf: Shelf, now: float) -> Person:
     """Someone without an id, from the events of a request; events without a time come after those before them."""
     person = Person(request.profile)
-
-    def when(event: EventIn) -> float:
-        return now if event.timestamp is None else event.timestamp
-
-    for event in sorted(request.events, key=when):
-        person.take(Done(event.item_id, event.event_type, when(event), event.weight), shelf.model.config.meaning)
+    for event in sorted(request.events, key=lambda event: event.time_or(now)):
+        person.take(event, now, shelf.model.config.meaning)
     return person

@@ -13,16 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import Connection
 
+from palate.data.event import Event
 from palate.errors import PalateError
 from palate.recommend import Recommender
 from palate.service.background import Background
 from palate.service.contract import (
-    EventIn,
-    EventOut,
     EventsTaken,
     ItemIn,
     ItemOut,
@@ -50,19 +48,18 @@ from palate.service.live import LiveConfig
 from palate.service.machine import Machine
 from palate.service.models import Models, plain
 from palate.service.monitors import Monitors
-from palate.service.people import Cursor, Done, Kept, People, Stored
+from palate.service.people import Cursor, Kept, People, Stored
 from palate.service.serving import ListError, Serving, Variants
 from palate.service.shelf import Shelf, kind_of
 from palate.service.state_log import StateLog
 from palate.service.trainer import RetrainPolicy, Trainer
 from palate.service.trends import TrendConfig, TrendReader
-from palate.store import NewEvent, QueueFullError, Store, paging, states
+from palate.store import QueueFullError, Store, StoredEvent, paging, states
 from palate.store import events as stored_events
 from palate.store import items as stored_items
 from palate.store import people as stored_people
 from palate.store.events import Appended
 from palate.store.keys import Role
-from palate.store.rows import StoredEvent
 
 _log = logging.getLogger("palate.service")
 _RECENT = 20
@@ -161,27 +158,17 @@ class System:
 
     # ---------------------------------------------------------------------------------------------- events
 
-    async def add_events(self, events: Sequence[EventIn]) -> EventsTaken:
+    async def add_events(self, events: Sequence[Event]) -> EventsTaken:
         """Store events; durable and in memory when this returns."""
         now = time.time()
         errors: list[RowError] = []
-        rows: list[NewEvent] = []
+        rows: list[Event] = []
         for number, event in enumerate(events):
-            if event.timestamp is not None and event.timestamp > now + _AHEAD:
+            when = event.time_or(now)
+            if when > now + _AHEAD:
                 errors.append(RowError(number, "future", "timestamp: more than a day ahead of the server's clock"))
                 continue
-            rows.append(
-                NewEvent(
-                    event.event_id or uuid.uuid4().hex,
-                    event.user_id,
-                    event.item_id,
-                    event.event_type,
-                    now if event.timestamp is None else event.timestamp,
-                    event.weight,
-                    event.session_id,
-                    event.recommendation_id,
-                )
-            )
+            rows.append(event._replace(event_id=event.event_id or uuid.uuid4().hex, timestamp=when))
         if not rows:
             return EventsTaken(0, 0, errors)
         try:
@@ -201,7 +188,7 @@ class System:
             position = 0 if after is None else int(paging.decode(after, int))
             rows = stored_events.read_events(connection, user_id, position, limit + 1)
             more = paging.encode(rows[limit - 1].position) if len(rows) > limit else None
-            return Page([_event_out(row) for row in rows[:limit]], more)
+            return Page([row.event for row in rows[:limit]], more)
 
         return await self._machine.read(read)
 
@@ -286,7 +273,7 @@ class System:
     async def person(self, user_id: str) -> PersonOut:
         """What is known of someone."""
 
-        def read(connection: Connection) -> tuple[stored_people.StoredPerson | None, list[Any]]:
+        def read(connection: Connection) -> tuple[stored_people.StoredPerson | None, list[StoredEvent]]:
             found = stored_people.read(connection, [user_id]).get(user_id)
             return found, stored_events.read_newest(connection, user_id, _RECENT)
 
@@ -305,7 +292,7 @@ class System:
             user_id,
             stored.attributes,
             stored.position,
-            [_event_out(row) for row in recent],
+            [row.event for row in recent],
             shelf.model.model_id,
             support,
             sum(value.numel() for name, value in adapted.state.fast.items() if not name.startswith("start.")),
@@ -385,8 +372,8 @@ class System:
                 _log.error("the monitors cannot read the store: %s", error)
 
     def _take(self, appended: Appended) -> None:
-        for event in appended.stored:
-            self._people.take(event.user_id, event.position, _done(event))
+        for stored in appended.stored:
+            self._people.take(stored)
 
     def _read_person(self, user_id: str) -> Stored | None:
         with self._machine.store.read() as connection:
@@ -394,11 +381,9 @@ class System:
             if found is None:
                 return None
             done = stored_events.read_events(connection, user_id)
-        done.sort(key=lambda event: event.timestamp)  # stable: by (timestamp, position)
-        read = [_done(event) for event in done]
         person, saved = found
         kept = None if saved is None else Kept(saved.model_id, saved.position, saved.returning, saved.payload)
-        return Stored(plain(person.attributes), read, person.created_at, kept)
+        return Stored(plain(person.attributes), done, person.created_at, kept)
 
     def _read_cursors(self, user_ids: Sequence[str]) -> dict[str, Cursor]:
         with self._machine.store.read() as connection:
@@ -434,11 +419,3 @@ def _wrong_kind(attributes: Mapping[str, Value], kinds: Mapping[str, str]) -> st
         if value is not None and name in kinds and kind_of(value) != kinds[name]:
             return f"an attribute is a {kinds[name]} in this shop, and something else here"
     return None
-
-
-def _event_out(row: Any) -> EventOut:
-    return EventOut(row.event_id, row.item_id, row.event_type, row.timestamp, row.weight)
-
-
-def _done(event: StoredEvent) -> Done:
-    return Done(event.item_id, event.event_type, event.timestamp, event.weight)

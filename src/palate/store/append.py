@@ -25,6 +25,7 @@ from sqlalchemy import (
     insert,
     literal_column,
     select,
+    table,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -33,7 +34,7 @@ from sqlalchemy.sql.elements import ClauseElement
 from palate.errors import DataError
 from palate.store.driver import run, run_many
 from palate.store.locks import Lock, share
-from palate.store.rows import StoredEvent
+from palate.store.rows import COLUMNS, StoredEvent
 from palate.store.schema import events, people
 
 
@@ -88,7 +89,9 @@ class SqliteAppender:
             select(people.c.user_id, people.c.position).where(self.among(people.c.user_id, "user_ids"))
         )
         self._known = _compiled(select(events.c.event_id).where(self.among(events.c.event_id, "event_ids")))
-        self._insert = _compiled(insert(events).values({name: bindparam(name) for name in StoredEvent._fields}))
+        # NOTE: a statement names columns in the order of its table's, so this table has those of a row, in their order.
+        written = table(events.name, *(column(name) for name in COLUMNS))
+        self._insert = _compiled(insert(written).values({name: bindparam(name) for name in COLUMNS}))
         self._advance = _compiled(
             update(people)
             .values(position=bindparam("to"), updated_at=bindparam("now"))
@@ -120,7 +123,7 @@ class SqliteAppender:
 
     def insert(self, connection: Connection, rows: Sequence[StoredEvent]) -> None:
         """One prepared statement, run for each row."""
-        run_many(connection, self._insert, rows)
+        run_many(connection, self._insert, [row.to_row() for row in rows])
 
     def advance(self, connection: Connection, positions: Mapping[str, int], now: float) -> None:
         """One prepared statement, run for each person."""
@@ -157,10 +160,10 @@ class PostgresAppender:
             .with_for_update()
         )
         self._known = select(events.c.event_id).where(self.among(events.c.event_id, "event_ids"))
-        rows = _unnested("new", {name: events.c[name].type for name in StoredEvent._fields})
+        rows = _unnested("new", {name: events.c[name].type for name in COLUMNS})
         self._insert = insert(events).from_select(
-            list(StoredEvent._fields),
-            select(*(rows.c[name] for name in StoredEvent._fields)).order_by(rows.c.number),
+            list(COLUMNS),
+            select(*(rows.c[name] for name in COLUMNS)).order_by(rows.c.number),
         )
         moved = _unnested("moved", {"who": Text, "last": BigInteger})
         self._advance = (
@@ -194,10 +197,10 @@ class PostgresAppender:
 
     def insert(self, connection: Connection, rows: Sequence[StoredEvent]) -> None:
         """One statement with an array for each column."""
-        columns = zip(*rows, strict=True)
+        columns = zip(*(row.to_row() for row in rows), strict=True)
         connection.execute(
             self._insert,
-            {f"new_{name}": list(values) for name, values in zip(StoredEvent._fields, columns, strict=True)},
+            {f"new_{name}": list(values) for name, values in zip(COLUMNS, columns, strict=True)},
         )
 
     def advance(self, connection: Connection, positions: Mapping[str, int], now: float) -> None:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import polars as pl
 from sqlalchemy import Connection, CursorResult, bindparam, case, func, select
 
+from palate.data.event import Event
 from palate.errors import DataError
 from palate.store.append import APPENDERS
 from palate.store.locks import Lock, hold
-from palate.store.rows import NewEvent, StoredEvent
+from palate.store.rows import COLUMNS, StoredEvent
 from palate.store.schema import events
 from palate.store.store import Store
 
@@ -41,7 +42,7 @@ CHOICE_SCHEMA = pl.Schema(
     }
 )
 
-_STORED = tuple(events.c[name] for name in StoredEvent._fields)
+_STORED = tuple(events.c[name] for name in COLUMNS)
 _OF_PERSON = (
     select(*_STORED)
     .where(events.c.user_id == bindparam("user_id"), events.c.position > bindparam("after"))
@@ -67,7 +68,7 @@ class Appended(NamedTuple):
     """The rows that are new, in the order given."""
 
 
-def append(connection: Connection, rows: Sequence[NewEvent], now: float) -> Appended:
+def append(connection: Connection, rows: Sequence[Event], now: float) -> Appended:
     """Store what is new among events, and advance the cursors of their people; unknown people are made.
 
     A row whose `event_id` is stored already, or came earlier in `rows`, is skipped whatever else it says. Nothing is
@@ -75,24 +76,27 @@ def append(connection: Connection, rows: Sequence[NewEvent], now: float) -> Appe
 
     Args:
         connection: in a transaction for writing.
-        rows: of any people, in the order in which each person's events are to be numbered.
+        rows: of any people, in the order in which each person's events are to be numbered; each with an id and a time.
         now: seconds since 1970 UTC, noted as the time of receipt.
 
     Raises:
-        DataError: a text holds a NUL character.
+        DataError: an event has no id or no time, or a text holds a NUL character.
     """
     if not rows:
         return Appended([], [])
+    ids = [row.event_id for row in rows if row.event_id is not None and row.timestamp is not None]
+    if len(ids) < len(rows):
+        raise DataError("an event without an id or a time cannot be stored: give it both when it is received")
     appender = APPENDERS[connection.dialect.name]
     # The people first: on PostgreSQL this waits for other processes that store events of the same people.
     last = appender.cursors(connection, sorted({row.user_id for row in rows}), now)
-    seen = appender.known_ids(connection, [row.event_id for row in rows])
+    seen = appender.known_ids(connection, ids)
     positions: list[int | None] = []
     stored: list[StoredEvent] = []
     advanced: dict[str, int] = {}
-    for row in rows:
-        event_id, user_id, item_id, event_type, timestamp, weight, session_id, recommendation_id = row
-        if "\0" in f"{event_id}{user_id}{item_id}{event_type}{session_id}{recommendation_id}":
+    for event_id, row in zip(ids, rows, strict=True):
+        user_id = row.user_id
+        if "\0" in f"{event_id}{user_id}{row.item_id}{row.event_type}{row.session_id}{row.recommendation_id}":
             raise DataError("an event holds a NUL character, which not every store can hold")
         if event_id in seen:
             positions.append(None)
@@ -100,11 +104,7 @@ def append(connection: Connection, rows: Sequence[NewEvent], now: float) -> Appe
         seen.add(event_id)
         position = advanced[user_id] = advanced.get(user_id, last[user_id]) + 1
         positions.append(position)
-        stored.append(
-            StoredEvent(
-                event_id, user_id, position, item_id, event_type, timestamp, weight, session_id, recommendation_id, now
-            )
-        )
+        stored.append(StoredEvent(row, position, now))
     if stored:
         appender.insert(connection, stored)
         appender.advance(connection, advanced, now)
@@ -116,13 +116,13 @@ def read_events(
 ) -> list[StoredEvent]:
     """Return a person's events in the order of their positions; of someone unknown none."""
     bound = {"user_id": user_id, "after": after_position, "limit": _ALL if limit is None else limit}
-    return [StoredEvent(*row) for row in connection.execute(_OF_PERSON, bound)]
+    return [StoredEvent.from_row(row) for row in connection.execute(_OF_PERSON, bound)]
 
 
 def read_newest(connection: Connection, user_id: str, limit: int) -> list[StoredEvent]:
     """Return a person's newest stored events, newest first."""
     rows = connection.execute(_NEWEST_OF_PERSON, {"user_id": user_id, "limit": limit})
-    return [StoredEvent(*row) for row in rows]
+    return [StoredEvent.from_row(row) for row in rows]
 
 
 def read_of_people(connection: Connection, user_ids: Sequence[str]) -> dict[str, list[StoredEvent]]:
@@ -132,7 +132,7 @@ def read_of_people(connection: Connection, user_ids: Sequence[str]) -> dict[str,
     query = select(*_STORED).where(condition).order_by(events.c.user_id, events.c.position)
     bound = APPENDERS[connection.dialect.name].pack(list(found))
     for row in connection.execute(query, {"wanted": bound}):
-        found[row.user_id].append(StoredEvent(*row))
+        found[row.user_id].append(StoredEvent.from_row(row))
     return found
 
 

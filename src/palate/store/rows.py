@@ -1,35 +1,29 @@
-"""An event on its way in, and as it is stored."""
+"""An event as the store has it, and as a row of its table."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
+from palate.data.event import Event
 
-class NewEvent(NamedTuple):
-    """An event to store."""
-
-    event_id: str
-    """Unique over everyone; the same id again is the same event."""
-    user_id: str
-    item_id: str
-    event_type: str
-    timestamp: float
-    """When it happened; seconds since 1970 UTC."""
-    weight: float = 1.0
-    session_id: str | None = None
-    recommendation_id: str | None = None
-    """The list that led to it."""
+COLUMNS: Final = (*Event._fields, "position", "received_at")
+"""Of the table of events, in the order of the values of `StoredEvent.to_row`."""
 
 
 class StoredEvent(NamedTuple):
-    """An event in the store, in the order of the columns of its row."""
+    """An event and what the store adds to it."""
 
-    event_id: str
-    user_id: str
+    event: Event
+    """With an id and a time: neither is None here."""
     position: int
     """1, 2, 3, … without gaps among the person's events."""
-    item_id: str
-    event_type: str
-    timestamp: float
-    weight: float
-    session_id: str | None
-    recommendation_id: str | None
     received_at: float
+
+    @classmethod
+    def from_row(cls, row: Sequence[Any]) -> "StoredEvent":
+        """Return the event of a row."""
+        *fields, position, received_at = row
+        return cls(Event._make(fields), position, received_at)
+
+    def to_row(self) -> tuple[Any, ...]:
+        """Return the row of the event."""
+        return (*self.event, self.position, self.received_at)

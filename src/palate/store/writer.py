@@ -15,10 +15,10 @@ from typing import Any, Final, TypeVar, final
 
 from sqlalchemy import Connection, exc
 
+from palate.data.event import Event
 from palate.errors import PalateError, StoreError
 from palate.store.events import Appended, append
 from palate.store.failures import is_passing, is_store_failure, translated
-from palate.store.rows import NewEvent
 from palate.store.store import Store
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Writer:
         return self._add(_Task(operation, None, 1, after_commit))
 
     def append(
-        self, rows: Sequence[NewEvent], after_commit: Callable[[Appended], None] | None = None
+        self, rows: Sequence[Event], after_commit: Callable[[Appended], None] | None = None
     ) -> "Future[Appended]":
         """Store events; like `submit` with `events.append`, but neighbours in the queue become one append.
 
@@ -217,7 +217,7 @@ class _Task:
     def __init__(
         self,
         operation: Operation | None,
-        events: Sequence[NewEvent] | None,
+        events: Sequence[Event] | None,
         rows: int,
         after_commit: Callable[[Any], None] | None,
         outside: Callable[[], Any] | None = None,
