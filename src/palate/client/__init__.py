@@ -19,7 +19,6 @@ from palate.client.errors import (
 )
 from palate.client.sending import Retries
 from palate.client.values import (
-    Event,
     Item,
     Job,
     Key,
@@ -30,10 +29,10 @@ from palate.client.values import (
     Person,
     RatingLine,
     RowFault,
-    StoredEvent,
     StoredItem,
     Taken,
 )
+from palate.data.event import Event
 
 __all__ = [
     "Client",
@@ -54,7 +53,6 @@ __all__ = [
     "Retries",
     "RowFault",
     "ServerError",
-    "StoredEvent",
     "StoredItem",
     "Taken",
     "UnavailableError",

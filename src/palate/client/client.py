@@ -12,7 +12,6 @@ import httpx
 from palate.client.errors import UnavailableError
 from palate.client.sending import Retries, Sender
 from palate.client.values import (
-    Event,
     Exploration,
     Item,
     Job,
@@ -25,19 +24,22 @@ from palate.client.values import (
     RatingLine,
     Role,
     RowFault,
-    StoredEvent,
     StoredItem,
     Taken,
     Value,
     given,
     read,
+    read_event,
     read_knowledge,
     read_listing,
     read_rating,
 )
+from palate.data.event import Event
 from palate.errors import ConfigError
 
 _BATCH = 1000
+_IN_SESSION = ("item_id", "event_type", "timestamp", "weight")
+"""The fields of an event of somebody without an id."""
 
 
 class Client:
@@ -181,9 +183,9 @@ class Client:
         """All items, by id; pages are fetched as they are needed."""
         return (read(StoredItem, row) for row in self._pages("/v1/items"))
 
-    def events_of(self, user_id: str) -> Iterator[StoredEvent]:
-        """A person's events, oldest first; pages are fetched as they are needed."""
-        return (read(StoredEvent, row) for row in self._pages(f"/v1/users/{_in_path(user_id)}/events"))
+    def events_of(self, user_id: str) -> Iterator[Event]:
+        """A person's events without their sessions and lists, oldest first; pages are fetched as they are needed."""
+        return (read_event(user_id, row) for row in self._pages(f"/v1/users/{_in_path(user_id)}/events"))
 
     def person(self, user_id: str) -> Knowledge:
         """What is known of a person, and how it was learned."""
@@ -297,8 +299,7 @@ def _who(user_id: str | None, session: Sequence[Event] | None, profile: Mapping[
     """The fields that say whom a request is about."""
     if user_id is not None:
         return {"user_id": user_id}
-    fields = ("item_id", "event_type", "timestamp", "weight")
-    rows = [{name: given(event)[name] for name in fields if name in given(event)} for event in session or ()]
+    rows = [{name: value for name, value in given(event).items() if name in _IN_SESSION} for event in session or ()]
     return {"events": rows, "profile": dict(profile or {})}
 
 

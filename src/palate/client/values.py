@@ -3,25 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from palate.data.event import Event
+
 Value = str | float | bool | None
 Role = Literal["client", "service", "admin"]
 Exploration = Literal["none", "thompson", "ucb"]
-
-
-class Event(NamedTuple):
-    """Something that a person did with an item."""
-
-    user_id: str
-    item_id: str
-    event_type: str = "purchase"
-    timestamp: float | None = None
-    """Seconds since 1970 UTC; None: when it arrives."""
-    weight: float = 1.0
-    event_id: str | None = None
-    """None: the client makes one."""
-    session_id: str | None = None
-    recommendation_id: str | None = None
-    """Of the list that led to the event."""
 
 
 class RowFault(NamedTuple):
@@ -76,16 +62,6 @@ class RatingLine(NamedTuple):
     """Of the levels."""
 
 
-class StoredEvent(NamedTuple):
-    """An event as stored."""
-
-    event_id: str
-    item_id: str
-    event_type: str
-    timestamp: float
-    weight: float
-
-
 class Person(NamedTuple):
     """A person with attributes; on sending, None takes one away."""
 
@@ -117,7 +93,8 @@ class Knowledge(NamedTuple):
     user_id: str
     attributes: Mapping[str, Value]
     num_events: int
-    recent: tuple[StoredEvent, ...]
+    recent: tuple[Event, ...]
+    """Newest first, at most 20; without their sessions and lists."""
     model_id: str
     support: int
     fast_weights: int
@@ -155,12 +132,17 @@ class Key(NamedTuple):
     revoked_at: float | None
 
 
-Row = TypeVar("Row", StoredEvent, Person, StoredItem, Line, Job, Model, Key)
+Row = TypeVar("Row", Person, StoredItem, Line, Job, Model, Key)
 
 
 def read(kind: type[Row], row: Mapping[str, Any]) -> Row:
     """A value from an answer; fields that a newer service has added are left out."""
     return kind(**{name: row[name] for name in kind._fields})
+
+
+def read_event(user_id: str, row: Mapping[str, Any]) -> Event:
+    """A person's event from an answer, which tells neither its session nor its list."""
+    return Event(user_id, **{name: row[name] for name in Event._fields if name in row})
 
 
 def read_rating(answer: Mapping[str, Any]) -> RatingLine:
@@ -178,7 +160,7 @@ def read_listing(answer: Mapping[str, Any]) -> Listing:
 def read_knowledge(answer: Mapping[str, Any]) -> Knowledge:
     """What is known of a person, from an answer."""
     known = {name: answer[name] for name in Knowledge._fields}
-    known["recent"] = tuple(read(StoredEvent, event) for event in answer["recent"])
+    known["recent"] = tuple(read_event(answer["user_id"], event) for event in answer["recent"])
     known["learned_from"] = tuple(answer["learned_from"])
     return Knowledge(**known)
 
