@@ -1,4 +1,4 @@
-"""One person's history event by event: after each event it is what `build_histories` makes of the events so far."""
+"""One person's history event by event: after each event it is what `palate.data.choices` makes of the events so far."""
 
 import math
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """What the service holds in memory of people: their events folded into a history, one event at a time.
 
-A person is fold(take, nothing, events in the order of time), what `build_histories` makes of the same log, so what
+A person is fold(take, nothing, events in the order of time), what `palate.data.choices` makes of the same log, so what
 is held here can be dropped at any moment and made again from the store. Items are kept by id, not by a model's number:
 a model can be exchanged under a person's feet.
 """
