@@ -29,6 +29,7 @@ from palate.encoders.text import TextConfig
 from palate.meta.evidence import EvidenceConfig
 from palate.meta.training import MetaConfig
 from palate.pipeline import train
+from palate.ratings.bayesian_factors import SamplerConfig
 from palate.ratings.factors import FactorConfig
 from palate.ratings.knowledge import KnowledgeConfig
 from palate.ratings.rater_network import NetworkConfig
@@ -151,6 +152,7 @@ def rated_model(early_shop: Dataset, tiny: Config) -> Recommender:
         KnowledgeConfig(FactorConfig(num_factors=4, num_sweeps=8), num_folds=3, num_fold_sweeps=3),
         RaterConfig(NetworkConfig(width=16), num_steps=80, batch_size=16, support_sizes=(1, 8)),
         RaterConfig(NetworkConfig(width=16), num_steps=40, batch_size=16, support_sizes=(1, 8), cold_share=1.0),
+        SamplerConfig(dim=4, num_burn_in=10, num_samples=10),
     )
     log = rated.select(early_shop.interactions.columns)
     return train(replace(early_shop, interactions=log), replace(tiny, ratings=small))

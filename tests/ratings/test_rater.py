@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from palate.errors import ConfigError, DataError, NumericalError
-from palate.ratings.content import ItemContent
 from palate.ratings.factors import FactorConfig
 from palate.ratings.kernel_solve import ItemReading, KernelSolve, solve
 from palate.ratings.knowledge import Knowledge, KnowledgeConfig, fit_knowledge
-from palate.ratings.likeness import KernelTable
+from palate.ratings.likeness import ItemContent, KernelTable
 from palate.ratings.rater import Rater, collate, expected_gain, level_indices, median_rating
 from palate.ratings.rater_network import NetworkConfig
 from palate.ratings.rater_training import Person, RaterConfig, draw, fit_rater, task_losses
@@ -48,7 +47,7 @@ def world() -> World:
     near = np.exp(-0.5 * ((place[:, None] - place) / 0.3) ** 2)
     same = np.equal.outer(place > 0, place > 0).astype(float)
     kernels = KernelTable(torch.from_numpy(np.stack([near, same], -1)).float())
-    content = ItemContent(("near", "same"), kernels, torch.from_numpy(place[:, None]).float())
+    content = ItemContent(kernels, torch.from_numpy(place[:, None]).float())
     config = KnowledgeConfig(FactorConfig(2, 10), num_folds=2, num_fold_sweeps=4)
     knowledge = fit_knowledge(ratings, ITEMS, kernels, config, seed=0)
     tasks = []
@@ -357,9 +356,7 @@ class TestTraining:
 
     def test_what_cannot_be_trained_on_is_said(self, world: World) -> None:
         noisy = world.ratings._replace(values=world.ratings.values + np.linspace(0, 1, len(world.ratings.values)))
-        half = ItemContent(
-            world.content.names, KernelTable(world.content.kernels.values[:9, :9]), world.content.features[:9]
-        )
+        half = ItemContent(KernelTable(world.content.kernels.values[:9, :9]), world.content.features[:9])
         cases: list[tuple[World, RaterConfig, str]] = [
             (world._replace(ratings=noisy), SMALL, r"the ratings have \d+ levels; expected at most 32"),
             (world._replace(profiles=world.profiles[:7]), SMALL, "profiles have 7 rows for users up to 159"),

@@ -8,18 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from palate.ratings.bayesian_factors import SamplerConfig
 from palate.ratings.factors import FactorConfig
 from palate.ratings.knowledge import KnowledgeConfig
 from palate.ratings.rater_network import NetworkConfig
 from palate.ratings.rater_training import RaterConfig
-from palate.ratings.rating_model import (
-    RatingModel,
-    RatingQuality,
-    RatingsConfig,
-    describe_content,
-    fit_rating_model,
-    why_not,
-)
+from palate.ratings.rating_fit import RatingQuality, describe_content, fit_rating_model, why_not
+from palate.ratings.rating_model import RatingModel, RatingsConfig
 from palate.ratings.tasks import Ratings, Task
 from palate.scorers.kin import NUM_RELATIVES, Kin, no_kin
 
@@ -30,6 +25,7 @@ CONFIG = RatingsConfig(
     RaterConfig(
         NetworkConfig(width=16), num_steps=80, batch_size=16, support_sizes=(2, 12), cold_share=1.0, cold_support=0.5
     ),
+    SamplerConfig(dim=3, num_burn_in=8, num_samples=8),
     most_events=20,
 )
 
@@ -91,14 +87,14 @@ def test_a_few_ratings_tell_what_a_stranger_likes(fitted: tuple[RatingModel, Rat
     assert quality is not None
     assert quality.error < quality.floor
     assert quality.difference[2] < 0
-    assert quality.num_people == len(range(0, USERS, 15))
+    assert quality.num_people == USERS // 4
 
 
 def test_one_persons_answer_is_what_the_rater_says_from_the_whole_tables(
     fitted: tuple[RatingModel, RatingQuality | None],
 ) -> None:
     """The fast path reads a few rows; the slow one all of them."""
-    model, _ = fitted
+    model = replace(fitted[0], pooled=None)
     items, ratings, asked = np.array([9, 2, 25, 2 + 18]), np.array([2.0, 5.0, 3.0, 4.0]), np.array([7, 29, 2, 7])
     task = Task(0, items, ratings, asked, np.zeros(len(asked)))
     known, new = (rater.predict([task], np.zeros((1, 0)))[0] for rater in (model.rater, model.new_items))
@@ -108,6 +104,47 @@ def test_one_persons_answer_is_what_the_rater_says_from_the_whole_tables(
     np.testing.assert_allclose(fast, slow, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(fast.sum(1), 1, rtol=1e-5)
     np.testing.assert_array_equal(fast[0], fast[3])
+
+
+def test_of_items_that_the_factors_cover_both_parts_speak_and_of_others_the_networks_alone(
+    fitted: tuple[RatingModel, RatingQuality | None],
+) -> None:
+    model, _ = fitted
+    assert model.pooled is not None
+    asked = np.array([7, ITEMS - 1, 12, ITEMS - UNSEEN])
+    alone = replace(model, pooled=None).predict(*FAN, asked, NOBODY, no_kin())
+    found = model.predict(*FAN, asked, NOBODY, no_kin())
+    np.testing.assert_allclose(found[[1, 3]], alone[[1, 3]], rtol=1e-6)
+    filtering, pool = model.pooled
+    features = filtering.features(FAN[0], (FAN[1] - 2) / 3, asked[[0, 2]], np.zeros(0))
+    np.testing.assert_allclose(found[[0, 2]], pool.mix(alone[[0, 2]], features), rtol=1e-6)
+    assert not np.allclose(found[0], alone[0], atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def chosen(world: World) -> RatingModel:
+    """Of ratings with two levels."""
+    return fit(world, CONFIG, world.ratings._replace(values=np.where(world.ratings.values > 3, 7.0, -1.0)))[0]
+
+
+def test_two_levels_are_choices(chosen: RatingModel) -> None:
+    first = np.arange(ITEMS) < ITEMS // 2
+    fan = expected(chosen, FAN[0], np.full(6, 7.0), np.arange(ITEMS))
+    foe = expected(chosen, FAN[0], np.full(6, -1.0), np.arange(ITEMS))
+    assert fan[first].mean() > fan[~first].mean() + 3
+    assert fan[first].mean() > foe[first].mean() + 1
+    asked = np.arange(ITEMS)
+    again = RatingModel.from_tensors(chosen.to_tensors(), CONFIG)
+    np.testing.assert_array_equal(expected(again, *FAN, asked), expected(chosen, *FAN, asked))
+
+
+def test_too_few_people_to_weigh_the_parts_leave_the_networks_alone(world: World) -> None:
+    few = world.ratings.of(np.arange(25))
+    model, quality = fit(world, replace(CONFIG, knowledge=replace(CONFIG.knowledge, num_folds=2)), few)
+    assert model.pooled is None
+    assert quality is None
+    again = RatingModel.from_tensors(model.to_tensors(), CONFIG)
+    np.testing.assert_array_equal(expected(again, *FAN, np.arange(5)), expected(model, *FAN, np.arange(5)))
 
 
 def test_the_most_recent_ratings_are_read(fitted: tuple[RatingModel, RatingQuality | None]) -> None:
@@ -176,16 +213,21 @@ def test_the_same_seed_gives_the_same_model(world: World, fitted: tuple[RatingMo
         assert torch.equal(value, fitted[0].to_tensors()[name]), name
 
 
-def test_those_kept_aside_have_no_part_in_the_fit(
+def test_those_kept_aside_have_no_part_in_the_networks(
     world: World, fitted: tuple[RatingModel, RatingQuality | None]
 ) -> None:
-    """Every fifteenth person's ratings turned round leave the model as it is."""
-    aside = np.isin(world.ratings.users, np.arange(0, USERS, 15))
+    """Every fourth person's ratings turned round change what the parts weigh, and the factors, which read everyone."""
+    aside = np.isin(world.ratings.users, np.arange(0, USERS, 4))
     turned = np.where(aside, 7 - world.ratings.values, world.ratings.values).clip(2, 5)
     again, quality = fit(world, CONFIG, world.ratings._replace(values=turned))
     assert quality != fitted[1]
     for name, value in again.to_tensors().items():
-        assert torch.equal(value, fitted[0].to_tensors()[name]), name
+        if not name.startswith(("ratings.", "pool.")):
+            assert torch.equal(value, fitted[0].to_tensors()[name]), name
+    one, other = again.pooled, fitted[0].pooled
+    assert one is not None
+    assert other is not None
+    assert one.pool.trust != other.pool.trust
 
 
 def test_many_distinct_ratings_are_read_in_steps(world: World) -> None:

@@ -153,8 +153,8 @@ def test_names_of_another_shape_are_refused(folder: Path, content: str) -> None:
     ("manifest", "said"),
     [
         (
-            '{"format": 7, "sha256": {}}',
-            f"written in format 7, this version reads {FORMAT}; train it again with `palate train`",
+            '{"format": 8, "sha256": {}}',
+            f"written in format 8, this version reads {FORMAT}; train it again with `palate train`",
         ),
         (
             '{"format": 1, "sha256": {}}',

@@ -36,7 +36,8 @@ from palate.pipeline.shared import alone, assemble, learn_items
 from palate.pipeline.taken import as_member, newcomers_to, take_backbone
 from palate.pretrain import Pretrained
 from palate.progress import Reporter, StageHandle
-from palate.ratings.rating_model import RatingModel, fit_rating_model, why_not
+from palate.ratings.rating_fit import fit_rating_model, why_not
+from palate.ratings.rating_model import RatingModel
 from palate.ratings.tasks import Ratings
 from palate.recommend.bundle import identify
 from palate.recommend.item_table import ItemTable

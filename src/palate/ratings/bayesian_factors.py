@@ -8,15 +8,15 @@ are those of Simm et al., Macau: Scalable Bayesian Multi-relational Factorizatio
 2015, arXiv:1509.04610.
 
 A new person needs no sampling: given the items and the prior of one sample, the posterior of their coefficients is a
-ridge regression. The prediction is the mean of these over the samples; no support leaves the prior.
+ridge regression. The prediction is the mean of these over the samples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Float32
 
 from palate.errors import ConfigError, DataError, NumericalError
 
@@ -33,22 +33,26 @@ class SamplerConfig:
 
     dim: int = 12
     """Factors beside the bias."""
-    num_burn_in: int = 80
+    num_burn_in: int = 40
     """Sweeps that are thrown away."""
-    num_samples: int = 150
+    num_samples: int = 40
     """Sweeps that are kept."""
+    most_people: int = 2000
+    """People whose ratings are sampled, at most: drawn at random from all."""
+    most_items: int = 2048
+    """Items that have factors, at most: the most rated."""
     item_feature_ridge: float = 5.0
     """Prior precision of the link from item features, in units of the coefficients' precision."""
     user_feature_ridge: float = 20.0
     """Prior precision of the link from user features."""
 
     def __post_init__(self) -> None:
-        for name, least in (("dim", 1), ("num_burn_in", 0), ("num_samples", 1)):
+        for name, least in (("dim", 1), ("num_burn_in", 0), ("num_samples", 1), ("most_people", 2), ("most_items", 2)):
             if getattr(self, name) < least:
-                raise ConfigError(f"factors.{name} is {getattr(self, name)}; expected at least {least}")
+                raise ConfigError(f"sampler.{name} is {getattr(self, name)}; expected at least {least}")
         for name in ("item_feature_ridge", "user_feature_ridge"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"factors.{name} is {getattr(self, name)}; expected above 0")
+                raise ConfigError(f"sampler.{name} is {getattr(self, name)}; expected above 0")
 
 
 class Prior(NamedTuple):
@@ -58,20 +62,26 @@ class Prior(NamedTuple):
     precision: Float[np.ndarray, "coefficient coefficient"]
 
 
-class Sample(NamedTuple):
-    """What one sweep leaves for people that it has not seen."""
-
-    items: Float[np.ndarray, "item coefficient"]
-    """Bias, then factors."""
-    users: Prior
-    noise_precision: float
-
-
 class SampledFactors(NamedTuple):
-    """A fitted model."""
+    """A fitted model: what each sweep that was kept leaves for people whom it has not seen."""
 
     mean: float
-    samples: tuple[Sample, ...]
+    items: Float32[np.ndarray, "sample item coefficient"]
+    """Bias, then factors."""
+    link: Float[np.ndarray, "sample feature coefficient"]
+    """From features of people to their prior mean, with that of the intercept first."""
+    precision: Float[np.ndarray, "sample coefficient coefficient"]
+    """Of the people's prior."""
+    noise_precision: Float[np.ndarray, "sample"]
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Everything, by name."""
+        return {name: np.asarray(value) for name, value in self._asdict().items()}
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, np.ndarray]) -> "SampledFactors":
+        """The model that `to_arrays` took apart."""
+        return SampledFactors(mean=float(arrays["mean"]), **{k: v for k, v in arrays.items() if k != "mean"})
 
 
 def sample_factors(
@@ -125,7 +135,7 @@ def sample_factors(
     items = np.c_[biases, 0.1 * rng.standard_normal((len(biases), config.dim))]
     noise_precision = float(total / (weight * residual**2).sum())
     rated = np.any(weight > 0, axis=0)[:, None]
-    samples: list[Sample] = []
+    samples: list[tuple[Float[np.ndarray, "item coefficient"], Prior, float]] = []
     num_sweeps = config.num_burn_in + config.num_samples
     for sweep in range(1, num_sweeps + 1):
         try:
@@ -153,48 +163,47 @@ def sample_factors(
         if sweep > config.num_burn_in:
             # Nobody rated these items, so that their draw is the prior's noise about its mean. The mean predicts the
             # same without the noise, and scores items of equal content equally.
-            samples.append(Sample(np.where(rated, items, item_means), prior, noise_precision))
+            samples.append((np.where(rated, items, item_means), prior, noise_precision))
         if on_step is not None:
             on_step(sweep, num_sweeps, noise_precision**-0.5)
-    return SampledFactors(mean, tuple(samples))
+    return SampledFactors(
+        mean,
+        np.stack([sample for sample, _, _ in samples]).astype(np.float32),
+        np.stack([prior.link for _, prior, _ in samples]),
+        np.stack([prior.precision for _, prior, _ in samples]),
+        np.array([noise for *_, noise in samples]),
+    )
 
 
 def predict(
     factors: SampledFactors,
-    values: Float[np.ndarray, "user item"],
-    weight: Float[np.ndarray, "user item"],
-    user_features: Float[np.ndarray, "user user_feature"],
-) -> Float[np.ndarray, "user item"]:
-    """Score every item for people with this support: the posterior mean, over the samples; weight 0 is no support."""
-    known: Bool[np.ndarray, "item"] = np.any(weight > 0, axis=0)
-    weight = weight[:, known]
-    residual = np.where(weight > 0, values[:, known] - factors.mean, 0.0)
-    features = with_one(user_features)
-    total = np.zeros(values.shape)
-    for sample in factors.samples:
-        total += fitted(posterior_users(sample, residual, weight, features, known), sample.items)
-    return factors.mean + total / len(factors.samples)
+    support: Float[np.ndarray, "sample event coefficient"],
+    values: Float[np.ndarray, "event"],
+    weight: Float[np.ndarray, "event"],
+    features: Float[np.ndarray, "feature"],
+    query: Float[np.ndarray, "sample query coefficient"],
+) -> Float[np.ndarray, "query"]:
+    """Score items for one person: the posterior mean, over the samples; no support leaves the prior.
 
-
-def posterior_users(
-    sample: Sample,
-    residual: Float[np.ndarray, "user known"],
-    weight: Float[np.ndarray, "user known"],
-    user_features: Float[np.ndarray, "user user_feature"],
-    known: Bool[np.ndarray, "item"],
-) -> Float[np.ndarray, "user coefficient"]:
-    """Posterior mean of the coefficients of people who have said something of the `known` items (a mask)."""
-    items = sample.items[known]
-    precision, shift = conditional(
-        residual - items[:, 0],
-        weight,
-        with_slope(items),
-        user_features @ sample.users.link,
-        sample.users.precision,
-        sample.noise_precision,
-    )
-    means: Float[np.ndarray, "user coefficient"] = np.linalg.solve(precision, shift[..., None])[..., 0]
-    return means
+    Args:
+        factors: the model.
+        support: rows of its `items` for what the person has said something of.
+        values: what they said.
+        weight: each value's noise variance is divided by it.
+        features: of the person, without a one.
+        query: rows of `items` to score.
+    """
+    design, bias = with_slope(support), support[..., 0]
+    scaled = (factors.noise_precision[:, None] * weight).astype(support.dtype)
+    weighted = (design * scaled[..., None]).swapaxes(1, 2)
+    left = (values - factors.mean - bias).astype(support.dtype)
+    prior = np.concatenate([np.ones(1), features]) @ factors.link
+    shift = factors.precision @ prior[..., None] + weighted @ left[..., None]
+    person = np.linalg.solve(factors.precision + weighted @ design, shift)[..., 0].astype(query.dtype)
+    own = person[:, :1].copy()
+    person[:, 0] = 1  # of the item's bias
+    scores: Float[np.ndarray, "sample query"] = (query @ person[..., None])[..., 0] + own
+    return np.asarray(factors.mean + scores.mean(0), np.float64)
 
 
 def conditional(
@@ -272,6 +281,8 @@ def with_one(features: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, "r
     return np.concatenate([np.ones((len(features), 1)), features], axis=1)
 
 
-def with_slope(coefficients: Float[np.ndarray, "row coefficient"]) -> Float[np.ndarray, "row coefficient"]:
+def with_slope(coefficients: Float[np.ndarray, "*rows coefficient"]) -> Float[np.ndarray, "*rows coefficient"]:
     """What the other side's coefficients multiply: 1 for its bias, these factors for its factors."""
-    return with_one(coefficients[:, 1:])
+    sloped = coefficients.copy()
+    sloped[..., 0] = 1
+    return sloped

@@ -7,9 +7,11 @@ and its place among the items in a factorisation of the smoothed log-lift, as in
 Embedding as Implicit Matrix Factorization, 2014.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg  # type: ignore[import-untyped]
 from jaxtyping import Float
 
 _AXIS_SCALE, _SHARE_SCALE, _LIFT_SCALE = 0.5, 0.3, 0.7
@@ -17,8 +19,8 @@ _AXIS_SCALE, _SHARE_SCALE, _LIFT_SCALE = 0.5, 0.3, 0.7
 _SHARE_FLOOR = 0.02
 """Added to the deviation of a content feature, which is next to nothing where hardly an item has it."""
 _RATER_SHRINK, _LIFT_SMOOTHING = 5.0, 2.0
-_RANK_TOLERANCE = 1e-8
-"""Axes with less than this part of the largest singular value are rounding, and would be blown up to unit scale."""
+_RANK_TOLERANCE = 1e-10
+"""Axes with less than this part of the largest eigenvalue are rounding, and would be blown up to unit scale."""
 
 
 class ImplicitProfile(NamedTuple):
@@ -33,6 +35,17 @@ class ImplicitProfile(NamedTuple):
     log_size: float
     item_loadings: Float[np.ndarray, "item loading"]
     """Features of the items; 0 for an item that nobody rated."""
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Everything, by name."""
+        return {name: np.asarray(value) for name, value in self._asdict().items()}
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, np.ndarray]) -> "ImplicitProfile":
+        """The profile that `to_arrays` took apart."""
+        return ImplicitProfile(
+            log_size=float(arrays["log_size"]), **{k: v for k, v in arrays.items() if k != "log_size"}
+        )
 
 
 def fit_profile(
@@ -51,16 +64,20 @@ def fit_profile(
     """
     unit = _unit(seen)
     centre = unit.mean(0)
-    people, values, axes = np.linalg.svd(unit - centre, full_matrices=False)
-    rank = int((values > _RANK_TOLERANCE * max(values[0], 1.0)).sum())
-    projection = axes[: min(dim, rank)].T
+    centred = unit - centre
+    # The principal axes by the items' covariance: a full decomposition of the matrix would cost many times as much.
+    energy, axes = _largest(centred.T @ centred, max(dim, item_dim))
+    axes = axes[:, energy > _RANK_TOLERANCE * max(energy.max(initial=0), 1.0)]
+    projection = axes[:, :dim]
+    people = centred @ axes[:, :item_dim]
+    people = people / np.linalg.norm(people, axis=0)
     share = _share(seen, content)
-    raters = seen.T @ people[:, : min(item_dim, rank)] / (seen.sum(0)[:, None] + _RATER_SHRINK)
+    raters = seen.T @ people / (seen.sum(0)[:, None] + _RATER_SHRINK)
     return ImplicitProfile(
         content,
         centre,
         projection,
-        ((unit - centre) @ projection).std(0),
+        (centred @ projection).std(0),
         share.mean(0),
         share.std(0) + _SHARE_FLOOR,
         float(np.log(seen.sum(1)).mean()),
@@ -94,13 +111,27 @@ def log_lift(seen: Float[np.ndarray, "user item"]) -> Float[np.ndarray, "item it
 def lift_axes(seen: Float[np.ndarray, "user item"], dim: int) -> Float[np.ndarray, "item axis"]:
     """Leading eigenvectors of the log-lift by magnitude, at most `dim`; items that nobody rated have zeros."""
     rated = np.flatnonzero(seen.sum(0))
-    values, axes = np.linalg.eigh(log_lift(seen[:, rated]))
-    order = np.argsort(-np.abs(values))[:dim]
+    lift = log_lift(seen[:, rated])
+    (most, up), (least, down) = _largest(lift, dim), _largest(-lift, dim)
+    # In a small matrix an axis can be among both, once with each sign.
+    values, axes = np.r_[most[most > 0], -least[least > 0]], np.c_[up[:, most > 0], down[:, least > 0]]
+    order = np.argsort(-np.abs(values), kind="stable")[:dim]
     order = order[np.abs(values[order]) > _RANK_TOLERANCE]
     found = axes[:, order] * np.sqrt(np.abs(values[order]))
     loadings = np.zeros((seen.shape[1], len(order)))
     loadings[rated] = _LIFT_SCALE * found / (found.std(0) + 1e-9)
     return loadings
+
+
+def _largest(
+    matrix: Float[np.ndarray, "row row"], number: int
+) -> tuple[Float[np.ndarray, "axis"], Float[np.ndarray, "row axis"]]:
+    """The greatest eigenvalues of a symmetric matrix in falling order, at most so many, and their vectors."""
+    number, size = min(number, len(matrix)), len(matrix)
+    if not number:
+        return np.zeros(0), np.zeros((size, 0))
+    values, axes = scipy.linalg.eigh(matrix, subset_by_index=[size - number, size - 1])
+    return values[::-1], axes[:, ::-1]
 
 
 def _unit(seen: Float[np.ndarray, "user item"]) -> Float[np.ndarray, "user item"]:

@@ -95,7 +95,7 @@ def fit_knowledge(
     Args:
         ratings: of the training users; no query of a task that will be judged.
         num_items: rows of the catalogue; those without ratings are read from content.
-        likeness: of the items' content, as of `content.item_content`.
+        likeness: of the items' content.
         config: settings; the defaults if left out.
         seed: of the folds, the start and the rows that weigh the kernels.
 

@@ -110,6 +110,15 @@ class ContentKernels(NamedTuple):
         return _kernels([each[items].square().sum(-1) for each in self.vectors])
 
 
+class ItemContent(NamedTuple):
+    """What is known of items without behaviour."""
+
+    kernels: Likeness
+    """Likeness of each pair."""
+    features: Float[Tensor, "item feature"]
+    """About the size of 1."""
+
+
 def _kernels(cosines: list[Float[Tensor, "*shape"]]) -> Float[Tensor, "*shape kernel"]:
     parts = [part for cosine in cosines for part in (cosine, ((cosine - 1) / _NEAR).exp())]
     parts += [left * right for place, left in enumerate(cosines) for right in cosines[place + 1 :]]

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from palate.errors import ConfigError, DataError
-from palate.ratings.content import ItemContent
 from palate.ratings.factors import check_ratings
 from palate.ratings.knowledge import Knowledge
+from palate.ratings.likeness import ItemContent
 from palate.ratings.rater import Gain, Rater, collate, level_indices, pad
 from palate.ratings.rater_network import Batch, ItemTables, NetworkConfig, RatingNetwork
 from palate.ratings.tasks import Ratings, by_user
@@ -123,7 +123,7 @@ def fit_rater(
         ratings: of the training people.
         profiles: a row a user, training people and new ones; no column where nothing is known of people.
         knowledge: the item tables; each person is shown the one that has not seen that person.
-        content: features for the correction, and the kernels of a person's taste (`content.taste_kernels`).
+        content: features for the correction, and the kernels of a person's taste.
         config: settings; the defaults if left out.
         seed: of everything drawn.
         on_step: called as (step, of, loss) after each step; members count on.

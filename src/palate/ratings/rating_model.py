@@ -1,12 +1,14 @@
-"""Ratings as a recommender answers them: a trained rater and what it reads of each item.
+"""Ratings as a recommender answers them: few-shot networks on item tables, and collaborative filtering beside them.
 
-It is fitted on the ratings of a log and judged on people whom it has not seen. An item that came after the fit is read
-as its nearest relatives by content are, from their content alone.
+It is fitted on the ratings of a log and judged on people whom it has not seen. The networks (`rater`) answer for every
+item; an item that came after the fit is read as its nearest relatives by content are, from their content alone. For
+items that the log has enough of, sampled factors (`sampled_ratings`; `sampled_choices` where there are two levels) add
+what they know; how much of either counts is learned on people kept aside (`pool`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,24 +17,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from palate.errors import ConfigError
-from palate.ratings.biases import shrunk_biases, user_bias
-from palate.ratings.content import ItemContent
-from palate.ratings.knowledge import KnowledgeConfig, fit_knowledge
+from palate.ratings.bayesian_factors import SamplerConfig
+from palate.ratings.knowledge import KnowledgeConfig
 from palate.ratings.likeness import ContentKernels
-from palate.ratings.rater import Rater, median_rating
+from palate.ratings.pool import Pool
+from palate.ratings.rater import Rater
 from palate.ratings.rater_network import ItemTables, RatingNetwork
-from palate.ratings.rater_training import RaterConfig, fit_rater
-from palate.ratings.tasks import Ratings, Task, by_user
+from palate.ratings.rater_training import RaterConfig
+from palate.ratings.sampled_choices import SampledChoices
+from palate.ratings.sampled_ratings import SampledRatings
+from palate.ratings.tasks import Task
 from palate.scorers.kin import Kin
-from palate.significance import paired_difference
 
-_MOST_LEVELS = 32
-_DIM, _FEATURES = 64, 24
-"""Principal axes of each kind of content in the kernels, and in the features."""
 _ALIVE = 1e-9
-_JUDGED = 15
-"""Every so many people with enough ratings are kept from the fit to judge it by, up to `_MOST_JUDGED`."""
-_MOST_JUDGED = 500
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,8 @@ class RatingsConfig:
     """How a person's few ratings are read, to rate items that others have rated."""
     new_items: RaterConfig = field(default_factory=lambda: RaterConfig(num_steps=300, cold_share=1.0, cold_support=0.5))
     """The same, to rate items that nobody has rated."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Of the factors beside the networks."""
     most_events: int = 100
     """Ratings of a person that are read, the most recent ones."""
 
@@ -53,28 +52,41 @@ class RatingsConfig:
             raise ConfigError(f"ratings.most_events is {self.most_events}; it must be at least 1")
 
 
-class RatingQuality(NamedTuple):
-    """Mean absolute error on people kept from the fit: their later half of ratings, given the earlier half."""
+Filtering = SampledRatings | SampledChoices
+"""Where there are more than two levels, and where there are two."""
 
-    num_people: int
-    error: float
-    """Of the predicted median."""
-    floor: float
-    """Of the item's mean plus the person's bias, rounded to a level."""
-    difference: tuple[float, float, float]
-    """Error less the floor's, with the ends of its 95 % interval over people."""
 
-    def describe(self) -> str:
-        """Say it in a line."""
-        mean, low, high = self.difference
-        return (
-            f"MAE {self.error:.3f} on {self.num_people:,} people kept aside, item mean + user bias {self.floor:.3f} "
-            f"({mean:+.3f}, {low:+.3f} to {high:+.3f})"
-        )
+class Pooled(NamedTuple):
+    """Collaborative filtering beside the networks."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON takes."""
-        return self._asdict()
+    filtering: Filtering
+    pool: Pool
+    """How the networks and the features of `filtering` are weighed."""
+
+    def mix(
+        self,
+        probabilities: Float[np.ndarray, "query level"],
+        task: Task,
+        profile: Float[np.ndarray, "profile"],
+        levels: Float[np.ndarray, "level"],
+    ) -> Float[np.ndarray, "query level"]:
+        """What the networks say of a task's query, with what the filtering knows of the items that it covers."""
+        covered = self.filtering.covers(task.query_items)
+        mixed = probabilities.astype(np.float64)
+        if covered.any():
+            features = features_of(
+                self.filtering, task._replace(query_items=task.query_items[covered]), profile, levels
+            )
+            mixed[covered] = self.pool.mix(mixed[covered], features)
+        return mixed
+
+
+def features_of(
+    filtering: Filtering, task: Task, profile: Float[np.ndarray, "profile"], levels: Float[np.ndarray, "level"]
+) -> Float[np.ndarray, "query feature"]:
+    """Features of a task's query items, all covered."""
+    scaled = (task.support_values - levels[0]) / (levels[-1] - levels[0])
+    return filtering.features(task.support_items, scaled, task.query_items, profile)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +100,8 @@ class RatingModel:
     num_known: int
     """Items that were in the log; those from here on have relatives."""
     most_events: int
+    pooled: Pooled | None
+    """None: too few people to keep some aside, on whom the parts could be weighed."""
 
     @property
     def levels(self) -> Float[np.ndarray, "level"]:
@@ -116,10 +130,12 @@ class RatingModel:
             if theirs.any():
                 some = task._replace(query_items=task.query_items[theirs], query_values=np.zeros(theirs.sum()))
                 found[theirs] = replace(rater, tables=tables).predict([some], profiles)[0]
-        return found
+        if self.pooled is None:
+            return found
+        return self.pooled.mix(found, task._replace(support_items=items, query_items=asked), profiles[0], self.levels)
 
     def _nearest(self, ratings: Float[np.ndarray, "event"]) -> Float[np.ndarray, "event"]:
-        return _snap(ratings, self.levels)
+        return snap(ratings, self.levels)
 
     def _read(self, numbers: Int64[np.ndarray, "item"], kin: Kin) -> ItemTables:
         """The tables of some items; items that came after the fit are read as their relatives are."""
@@ -146,7 +162,7 @@ class RatingModel:
                 columns[name][place] = tables.cold_variance[0][relatives].mean(1)
             others["features"][place] = mean(tables.features)
             for name, values in _named(tables.likeness.vectors).items():
-                others[name][place] = _units(mean(values))
+                others[name][place] = units(mean(values))
             rated[place] = 0
         vectors = tuple(values for name, values in others.items() if name != "features")
         return ItemTables(
@@ -166,11 +182,18 @@ class RatingModel:
             for member, network in enumerate(rater.networks)
             for name, value in network.state_dict().items()
         }
+        pooled = {}
+        if self.pooled is not None:
+            filtering, pool = self.pooled
+            kind = _CHOICES if len(self.levels) == 2 else _RATINGS
+            pooled = {f"{kind}{name}": value for name, value in filtering.to_tensors().items()}
+            pooled |= {f"{_POOL}{name}": torch.from_numpy(np.asarray(value)) for name, value in pool._asdict().items()}
         return (
             {name: getattr(tables, name)[:1].contiguous() for name in _PER_TABLE}
             | {"rated": tables.rated, "features": tables.features.contiguous()}
             | _named(tables.likeness.vectors)
             | networks
+            | pooled
             | {"levels": torch.from_numpy(self.levels)}
             | {"sizes": torch.tensor([self.num_known, self.rater.num_profile])}
         )
@@ -199,139 +222,34 @@ class RatingModel:
                 networks.append(network.eval().requires_grad_(False))
             raters.append(Rater(tuple(networks), tables, levels, num_profile))
         known, new = raters
-        return RatingModel(known, new, num_known, config.most_events)
+        return RatingModel(known, new, num_known, config.most_events, _pooled(tensors))
 
 
 _NETWORK, _NEW_ITEMS = "network", "new_items"
 _PER_TABLE = ("warm", "cold", "warm_variance", "cold_variance")
-_VECTORS = "vectors."
+_VECTORS, _CHOICES, _RATINGS, _POOL = "vectors.", "choices.", "ratings.", "pool."
+
+
+def _pooled(tensors: Mapping[str, Tensor]) -> Pooled | None:
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    pool, choices = part(_POOL), part(_CHOICES)
+    if not pool:
+        return None
+    filtering = SampledChoices.from_tensors(choices) if choices else SampledRatings.from_tensors(part(_RATINGS))
+    return Pooled(filtering, Pool(float(pool["trust"]), pool["weights"].numpy(), pool["bias"].numpy()))
 
 
 def _named(vectors: tuple[Tensor, ...]) -> dict[str, Tensor]:
     return {f"{_VECTORS}{place}": values.contiguous() for place, values in enumerate(vectors)}
 
 
-def why_not(ratings: Ratings, config: RatingsConfig) -> str | None:
-    """Why these ratings cannot be learned from, in words; None: they can."""
-    enough = config.rater.min_ratings
-    people = sum(len(items) >= enough for items, _ in by_user(ratings).values()) if len(ratings.values) else 0
-    least = 4 * config.knowledge.num_folds
-    counts = np.bincount(ratings.items) if len(ratings.items) else np.zeros(1)
-    if people < least:
-        return f"{people:,} people have {enough} ratings, {least} are needed"
-    if len(np.unique(ratings.values)) < 2:
-        return f"all ratings are {ratings.values[0]:g}"
-    if (counts >= config.knowledge.min_ratings).sum() < 2:
-        return f"fewer than 2 items have {config.knowledge.min_ratings} ratings"
-    return None
-
-
-def fit_rating_model(
-    ratings: Ratings,
-    profiles: Float[np.ndarray, "user profile"],
-    content: Float[Tensor, "item content"],
-    num_text: int,
-    config: RatingsConfig,
-    *,
-    num_known: int,
-    seed: int,
-    on_step: Callable[[int, int, float], None] | None = None,
-) -> tuple[RatingModel, RatingQuality | None]:
-    """Fit on the ratings of all people but some, and judge it on these.
-
-    Args:
-        ratings: each person's in the order in which they were given; `why_not` has nothing against them.
-        profiles: a row a person.
-        content: a row an item, those included that nobody has rated.
-        num_text: the first so many columns of it are the text's; the others are attributes.
-        config: settings.
-        num_known: items that were in the log, the first ones.
-        seed: of everything drawn.
-        on_step: called as (step, of, loss).
-
-    Returns:
-        The model, and how good it is; None where nobody could be kept aside.
-
-    Raises:
-        DataError: ratings that nothing can be fitted on.
-        NumericalError: a fit failed; names it and its step.
-    """
-    ratings = ratings._replace(values=_snap(ratings.values, _levels(ratings.values)))
-    judged, kept = _keep_aside(ratings, config)
-    described = describe_content(content, num_text)
-    knowledge = fit_knowledge(kept, len(content), described.kernels, config.knowledge, seed=seed)
-    steps = [each.num_members * each.num_steps for each in (config.rater, config.new_items)]
-    known, new = (
-        fit_rater(kept, profiles, knowledge, described, each, seed=seed, on_step=_counting(on_step, before, sum(steps)))
-        for each, before in ((config.rater, 0), (config.new_items, steps[0]))
-    )
-    quality = _judge(known, kept, judged, profiles, len(content)) if judged else None
-    return RatingModel(known, new, num_known, config.most_events), quality
-
-
-def _counting(
-    on_step: Callable[[int, int, float], None] | None, before: int, total: int
-) -> Callable[[int, int, float], None] | None:
-    """Count steps on from those of another training."""
-    return None if on_step is None else lambda step, of, loss: on_step(before + step, total, loss)
-
-
-def describe_content(content: Float[Tensor, "item content"], num_text: int) -> ItemContent:
-    """Kernels and features from content as a recommender encodes it."""
-    vectors, features = [], [torch.zeros(len(content), 0)]
-    for part in (content[:, :num_text], content[:, num_text:]):
-        centred = (part - part.mean(0)).double()
-        if not centred.square().sum() > _ALIVE:
-            continue
-        values, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
-        alive = int((values > _ALIVE * values[-1]).sum())
-        axes, values = axes.flip(1)[:, :alive], values.flip(0)[:alive]
-        vectors.append(_units((centred @ axes[:, :_DIM]).float()))
-        features.append((centred @ axes[:, :_FEATURES] / values[:_FEATURES].sqrt()).float())
-    kernels = ContentKernels(tuple(vectors) or (torch.zeros(len(content), 1),))
-    names = tuple(f"content {place}" for place in range(kernels.num_kernels))
-    return ItemContent(names, kernels, torch.cat(features, 1))
-
-
-def _units(rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+def units(rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+    """Rows of length 1, or of 0."""
     return F.normalize(rows, dim=1, eps=_ALIVE)
 
 
-def _levels(values: Float[np.ndarray, "event"]) -> Float[np.ndarray, "level"]:
-    """The distinct ratings; where there are too many, even steps from the least to the greatest."""
-    levels = np.unique(values)
-    return levels if len(levels) <= _MOST_LEVELS else np.linspace(levels[0], levels[-1], _MOST_LEVELS)
-
-
-def _snap(values: Float[np.ndarray, "event"], levels: Float[np.ndarray, "level"]) -> Float[np.ndarray, "event"]:
+def snap(values: Float[np.ndarray, "event"], levels: Float[np.ndarray, "level"]) -> Float[np.ndarray, "event"]:
+    """The nearest level of each value."""
     return np.asarray(levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, values)], np.float64)
-
-
-def _keep_aside(ratings: Ratings, config: RatingsConfig) -> tuple[list[Task], Ratings]:
-    """People to judge by as tasks, the later half of their ratings asked about; and everyone else's ratings."""
-    able = {user: own for user, own in by_user(ratings).items() if len(own[0]) >= config.rater.min_ratings}
-    users = list(able)[::_JUDGED][:_MOST_JUDGED] if len(able) >= 2 * _JUDGED else []
-    tasks = []
-    for user in users:
-        items, values = able[user]
-        half = len(items) // 2
-        first = max(half - config.most_events, 0)
-        tasks.append(Task(user, items[first:half], values[first:half], items[half:], values[half:]))
-    kept = ~np.isin(ratings.users, users)
-    return tasks, Ratings(ratings.users[kept], ratings.items[kept], ratings.values[kept])
-
-
-def _judge(
-    rater: Rater, kept: Ratings, tasks: list[Task], profiles: Float[np.ndarray, "user profile"], num_items: int
-) -> RatingQuality:
-    levels = rater.levels
-    told = [task._replace(support_values=_snap(task.support_values, levels)) for task in tasks]
-    mean, bias = shrunk_biases(kept, num_items)
-    errors, floors = [], []
-    for task, found in zip(told, rater.predict(told, profiles), strict=True):
-        simple = _snap(mean + bias[task.query_items] + user_bias(task, mean, bias), levels)
-        errors.append(np.abs(median_rating(found, levels) - task.query_values).mean())
-        floors.append(np.abs(simple - task.query_values).mean())
-    error, floor = np.array(errors), np.array(floors)
-    less = paired_difference(error, floor)
-    return RatingQuality(len(tasks), float(error.mean()), float(floor.mean()), (less.mean, less.low, less.high))

@@ -14,11 +14,11 @@ from palate.cli import app
 from palate.errors import ConfigError, DataError, NumericalError
 from palate.evaluation.protocols import learners, run, table
 from palate.evaluation.protocols.base import Bench, Draw, Features, Predict, Predictions, ProtocolEntry, Reach, Setting
+from palate.evaluation.protocols.content import ContentSpec
 from palate.evaluation.protocols.present import protocol_page, protocol_tables, write_protocol_report
 from palate.evaluation.protocols.run import run_protocol
 from palate.evaluation.protocols.scores import absolute_error, ndcg
 from palate.meta import FitConfig
-from palate.ratings.content import ContentSpec
 from palate.ratings.tasks import Ratings, Task, check_tasks
 
 NUM_USERS, NUM_TEST, NUM_ITEMS, DIM = 60, 12, 40, 3
@@ -92,7 +92,7 @@ def entry(**changes: Any) -> ProtocolEntry:
         main="ndcg@3",
         known={"user cold": {"mae": Reach(0.7, 0.5)}},
         features=planted_features,
-        palate={"Palate solver": solver},
+        palate=solver,
         objective="ratings",
         draws=2,
         curve_sizes=(0, 3, 15),
@@ -103,7 +103,7 @@ def entry(**changes: Any) -> ProtocolEntry:
 def world(monkeypatch: pytest.MonkeyPatch) -> None:
     protocols = {
         "planted": entry(),
-        "broken": entry(palate={"Palate contrary": contrary}),
+        "broken": entry(palate=contrary),
     }
     monkeypatch.setattr(table, "PROTOCOLS", protocols)
     monkeypatch.setattr("palate.cli.benchmarks.PROTOCOLS", protocols)
@@ -128,7 +128,7 @@ def test_every_method_is_judged_on_every_draw(results: dict[str, Any]) -> None:
         "item mean + user bias, rounded",
         "ALS + per-user ridge, rounded",
         "ridge",
-        "Palate solver",
+        "Palate",
     ]
     for row in figures["methods"]:
         for cell in row["metrics"].values():
@@ -141,7 +141,7 @@ def test_every_method_is_judged_on_every_draw(results: dict[str, Any]) -> None:
 
 def test_what_reads_the_support_is_above_the_baselines(results: dict[str, Any]) -> None:
     quality, error = means(results, "ndcg@3"), means(results, "mae")
-    for name in ("ridge", "Palate solver", "ALS + per-user ridge"):
+    for name in ("ridge", "Palate", "ALS + per-user ridge"):
         assert quality[name] > quality["item mean + user bias"] + 0.1
         assert error[name] < error["item mean + user bias"] - 0.2
     assert quality["constant"] == pytest.approx(quality["random"], abs=0.15)
@@ -154,7 +154,7 @@ def test_what_reads_the_support_is_above_the_baselines(results: dict[str, Any]) 
 def test_curves_rise_with_the_support(results: dict[str, Any]) -> None:
     curves = results["curves"]
     assert curves["sizes"] == [0, 3, 15]
-    for name in ("ridge", "Palate solver"):
+    for name in ("ridge", "Palate"):
         first, *_, last = [point["mean"] for point in curves["methods"][name]]
         assert last > first + 0.1
         assert last == pytest.approx(means(results, "ndcg@3")[name], abs=1e-4)
@@ -172,7 +172,7 @@ def test_same_seeds_same_figures(results: dict[str, Any], world: None) -> None:
 
 
 def test_a_result_below_the_constant_fails_the_run_and_is_named(world: None) -> None:
-    with pytest.raises(NumericalError, match=r"Palate contrary: ndcg@3 on user cold is .* worse than a constant"):
+    with pytest.raises(NumericalError, match=r"Palate: ndcg@3 on user cold is .* worse than a constant"):
         run_protocol("broken", Path(), learners=[])
 
 
@@ -180,8 +180,8 @@ def test_a_nan_fails_the_run_and_is_named(monkeypatch: pytest.MonkeyPatch, world
     def broken(bench: Bench) -> Predict:
         return lambda part, tasks: [Predictions(np.full(25, np.nan), np.full(25, np.nan)) for _ in tasks]
 
-    monkeypatch.setattr(table, "PROTOCOLS", {"nan": entry(palate={"Palate nan": broken})})
-    with pytest.raises(NumericalError, match=r"Palate nan: user cold: .*NaN"):
+    monkeypatch.setattr(table, "PROTOCOLS", {"nan": entry(palate=broken)})
+    with pytest.raises(NumericalError, match=r"Palate: user cold: .*NaN"):
         run_protocol("nan", Path(), learners=[])
 
 

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float, Int64
 
-from palate.ratings.content import ContentSpec
+from palate.evaluation.protocols.content import ContentSpec
 from palate.ratings.tasks import Ratings, Task
 
 
@@ -89,8 +89,6 @@ class Features(NamedTuple):
     """What is predicted of an item for someone of whom nothing is known."""
     fold: Int64[np.ndarray, "user"]
     """The table that each training person reads; 0 for all others."""
-    source: Any = None
-    """What they were made from, for Palate's own models."""
 
 
 class ProtocolEntry(NamedTuple):
@@ -108,8 +106,8 @@ class ProtocolEntry(NamedTuple):
     known: Mapping[str, Mapping[str, Reach]]
     """part → metric → figures."""
     features: Callable[[Setting, Draw], Features]
-    palate: Mapping[str, Method]
-    """Palate's own models for this kind of data, by name."""
+    palate: Method
+    """The recommender."""
     objective: str
     """What the learners fit: a name in `palate.meta.OBJECTIVES`."""
     draws: int

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from palate.baselines import RATING_BASELINES, RatingBaseline, RatingData
 from palate.evaluation.protocols.base import Bench, Method, Predict, Predictions
-from palate.evaluation.protocols.content import common_content
+from palate.evaluation.protocols.content_columns import common_content
 from palate.ratings.tasks import Task
 
 

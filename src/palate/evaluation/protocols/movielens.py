@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 
 from palate.errors import DataError
 from palate.evaluation.protocols.base import Draw, Setting
-from palate.ratings.content import ContentSpec
+from palate.evaluation.protocols.content import ContentSpec
 from palate.ratings.tasks import Ratings, Task, by_user, join, ratings_of
 
 _STATES = {

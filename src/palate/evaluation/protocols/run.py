@@ -74,7 +74,7 @@ def _run(
     methods: dict[str, tuple[str, Method]] = {
         **{label: ("baseline", method) for label, method in baseline_methods(rounded="mae" in entry.metrics).items()},
         **{label: ("learner", trained[label]) for label in learners},
-        **{label: ("palate", method) for label, method in entry.palate.items()},
+        "Palate": ("palate", entry.palate),
     }
     table: Table = {part: {label: {} for label in methods} for part in draws[0].parts}
     curves: dict[str, dict[int, list[Float[np.ndarray, "task"]]]] = {label: {} for label in methods}
@@ -230,7 +230,7 @@ def _compare(
     metric: str,
     entry: ProtocolEntry,
 ) -> dict[str, Any]:
-    """Palate's first model against the best baseline, on the same people."""
+    """Palate against the best baseline, on the same people."""
     sign = -1 if metric in entry.lower_is_better else 1
 
     def best(kind: str) -> str:

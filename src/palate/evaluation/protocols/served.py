@@ -26,42 +26,18 @@ from palate.recommend import Recommender
 
 _BEGIN = datetime(2000, 1, 1)
 """The protocols know no times: each person's n-th event happens n seconds after this."""
-_RATING, _YES, _NO = "rating", "listen", "dislike"
+_RATING = "rating"
 
 
 def served_ratings(config: Config, gain: Gain) -> Method:
     """Ratings are the log, the items' content is the catalogue, and `predict` answers: its median rates, its expected
-    gain ranks. Of a task it is told the support and the profile."""
+    gain ranks. Choices are ratings of two levels. Of a task it is told the support and the profile."""
 
     def fit(bench: Bench) -> Predict:
         model, places, profiles = _trained(bench, config, ratings_as_events(bench.draw.ratings))
 
         def predict(part: str, tasks: Sequence[Task]) -> list[Predictions]:
             return [_rate(model, task, places, profiles[task.user], gain) for task in tasks]
-
-        return predict
-
-    return fit
-
-
-def served_choices(config: Config) -> Method:
-    """What was chosen is the log, with what was not as refusals; the score of the list ranks.
-
-    What it puts out is not a rating, so its ratings are the share of choices among all.
-    """
-
-    def fit(bench: Bench) -> Predict:
-        ratings = bench.draw.ratings
-        model, places, profiles = _trained(bench, config, choices_as_events(ratings))
-        share = float((ratings.values > 0).mean())
-
-        def predict(part: str, tasks: Sequence[Task]) -> list[Predictions]:
-            histories = [_chosen(task, places) for task in tasks]
-            scores = model.score_many(histories, profiles[[task.user for task in tasks]])
-            return [
-                Predictions(np.full(len(task.query_items), share), row[places[task.query_items]].astype(np.float64))
-                for task, row in zip(tasks, scores, strict=True)
-            ]
 
         return predict
 
@@ -103,33 +79,24 @@ def _rate(
     return Predictions(np.array([line.median for line in said]), expected_gain(distribution, levels, gain))
 
 
-def _chosen(task: Task, places: Int64[np.ndarray, "item"]) -> History:
-    items, chosen = places[task.support_items], task.support_values > 0
-    return History(items[chosen], np.arange(chosen.sum(), dtype=np.float64), items[~chosen])
-
-
 def ratings_as_events(ratings: Ratings) -> pl.DataFrame:
     """Each rating as an event of the type that rates, with the rating as weight."""
-    return _events(ratings).with_columns(event_type=pl.lit(_RATING), weight="value").drop("value")
-
-
-def choices_as_events(ratings: Ratings) -> pl.DataFrame:
-    """Each choice as an event, and what was not chosen as a refusal."""
-    said = pl.when(pl.col("value") > 0).then(pl.lit(_YES)).otherwise(pl.lit(_NO))
-    return _events(ratings).with_columns(event_type=said).drop("value")
-
-
-def _events(ratings: Ratings) -> pl.DataFrame:
     order = np.argsort(ratings.users, kind="stable")
     users = ratings.users[order]
     return pl.DataFrame(
         {
             "user_id": [_name(user) for user in users.tolist()],
             "item_id": [_name(item) for item in ratings.items[order].tolist()],
-            "value": ratings.values[order],
+            "weight": ratings.values[order],
             "place": np.arange(len(users)) - np.searchsorted(users, users),
         }
-    ).select("user_id", "item_id", "value", timestamp=pl.lit(_BEGIN) + pl.duration(seconds="place"))
+    ).select(
+        "user_id",
+        "item_id",
+        "weight",
+        timestamp=pl.lit(_BEGIN) + pl.duration(seconds="place"),
+        event_type=pl.lit(_RATING),
+    )
 
 
 def catalogue_of(setting: Setting) -> Catalog:

@@ -10,24 +10,12 @@ from palate.encoders.attributes import AttributeConfig
 from palate.encoders.text import TextConfig
 from palate.errors import ConfigError
 from palate.evaluation.protocols.base import ProtocolEntry, Reach
+from palate.evaluation.protocols.item_features import choice_features, rating_features
 from palate.evaluation.protocols.lastfm import open_lastfm
 from palate.evaluation.protocols.movielens import open_hire, open_melu, open_metarec, open_tanp
-from palate.evaluation.protocols.palate_models import (
-    choice_features,
-    chooser_method,
-    ranker_method,
-    rater_method,
-    rating_features,
-)
 from palate.evaluation.protocols.scores import absolute_error, first_found_ndcg, matched_map, matched_precision, ndcg
-from palate.evaluation.protocols.served import served_choices, served_ratings
-from palate.ratings.bayesian_factors import SamplerConfig
-from palate.ratings.chooser import ChooserConfig
-from palate.ratings.ranker import RankerConfig
-from palate.ratings.rater_training import RaterConfig
+from palate.evaluation.protocols.served import served_ratings
 
-_WARM = RaterConfig(num_members=2)
-_COLD = RaterConfig(cold_share=1.0, num_steps=500, min_ratings=13, num_members=5)
 _SERVED = Config(
     attributes=AttributeConfig(numeric="standard"),
     text=TextConfig(max_length=96),
@@ -38,7 +26,6 @@ _ASKED_TO_RATE = replace(
     _SERVED, num_members=1, training=replace(_SERVED.training, num_epochs=2), meta=replace(_SERVED.meta, num_steps=50)
 )
 """Lists are not asked for: little time goes into what makes them."""
-_RANKER = RankerConfig(SamplerConfig(dim=12, num_burn_in=80, num_samples=150))
 _TOP5 = {"precision@5": matched_precision(5), "ndcg@5": ndcg(5, "exponential"), "map@5": matched_map(5)}
 
 PROTOCOLS: Mapping[str, ProtocolEntry] = {
@@ -61,10 +48,7 @@ PROTOCOLS: Mapping[str, ProtocolEntry] = {
             "both cold": {"mae": Reach(0.865, 0.840), "ndcg@3": Reach(0.636, 0.66)},
         },
         features=rating_features(16),
-        palate={
-            "Palate": served_ratings(_ASKED_TO_RATE, "exponential"),
-            "Palate rater": rater_method({"user cold": _WARM, "item cold": _COLD, "both cold": _COLD}, "exponential"),
-        },
+        palate=served_ratings(_ASKED_TO_RATE, "exponential"),
         objective="ratings",
         draws=3,
         curve_sizes=(0, 1, 2, 3, 5, 10, 20, 50),
@@ -90,13 +74,7 @@ PROTOCOLS: Mapping[str, ProtocolEntry] = {
             }
         },
         features=rating_features(16),
-        palate={
-            "Palate": served_ratings(_ASKED_TO_RATE, "exponential"),
-            "Palate rater": rater_method(
-                {"user cold": replace(_WARM, support_sizes=(20, 20), num_queries=40, num_steps=700, min_ratings=25)},
-                "exponential",
-            ),
-        },
+        palate=served_ratings(_ASKED_TO_RATE, "exponential"),
         objective="ratings",
         draws=3,
         curve_sizes=(0, 1, 2, 3, 5, 10, 20),
@@ -124,16 +102,7 @@ PROTOCOLS: Mapping[str, ProtocolEntry] = {
             }
         },
         features=rating_features(16),
-        palate={
-            "Palate": served_ratings(_ASKED_TO_RATE, "linear"),
-            "Palate rater": rater_method(
-                dict.fromkeys(
-                    ("target, query", "all rows, query", "all rows, given and query"),
-                    replace(_WARM, support_sizes=(1, 10), num_steps=600, gain="linear"),
-                ),
-                "linear",
-            ),
-        },
+        palate=served_ratings(_ASKED_TO_RATE, "linear"),
         objective="ratings",
         draws=1,
         given_is_known=True,
@@ -159,7 +128,7 @@ PROTOCOLS: Mapping[str, ProtocolEntry] = {
             }
         },
         features=choice_features,
-        palate={"Palate": served_choices(_SERVED), "Palate chooser": chooser_method(ChooserConfig())},
+        palate=served_ratings(_ASKED_TO_RATE, "exponential"),
         objective="clicks",
         draws=3,
         curve_sizes=(0, 1, 2, 3, 5, 10, 20),
@@ -177,11 +146,7 @@ PROTOCOLS: Mapping[str, ProtocolEntry] = {
         main="ndcg@5",
         known={"user cold": {"ndcg@5": Reach(0.625, 0.65)}},
         features=rating_features(8),
-        palate={
-            "Palate": served_ratings(_ASKED_TO_RATE, "linear"),
-            "Palate ranker": ranker_method(_RANKER),
-            "Palate ranker, validation people too": ranker_method(_RANKER, with_validation=True),
-        },
+        palate=served_ratings(_ASKED_TO_RATE, "linear"),
         objective="ratings",
         draws=5,
         curve_sizes=(0, 1, 2, 3, 5, 10, 20, 50),

@@ -1,10 +1,9 @@
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
 from palate.errors import ConfigError, DataError
-from palate.ratings.content import ContentSpec, ItemContent, item_content, taste_kernels
+from palate.evaluation.protocols.content import ContentSpec, Kernel, item_kernels
 
 ITEMS = pl.DataFrame(
     {
@@ -18,7 +17,7 @@ ITEMS = pl.DataFrame(
 )
 SPEC = ContentSpec(
     {"label": ";", "maker": ""}, groups="label", time="made", texts=("name", "about"), numbers=("size",),
-    num_text_features=2, time_range=(1992.0, 2000.0),
+    time_range=(1992.0, 2000.0),
 )  # fmt: skip
 
 
@@ -28,78 +27,53 @@ def encode(texts: list[str]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def content() -> ItemContent:
-    return item_content(ITEMS, SPEC, encode)
+def content() -> dict[str, Kernel]:
+    return item_kernels(ITEMS, SPEC, encode)
 
 
-def kernel(content: ItemContent, name: str) -> np.ndarray:
-    return content.kernels.values[..., content.names.index(name)].double().numpy()
-
-
-def test_every_kernel_is_a_covariance_with_a_mean_of_one(content: ItemContent) -> None:
-    assert content.names == (
+def test_every_kernel_is_a_covariance_with_a_mean_of_one(content: dict[str, Kernel]) -> None:
+    assert tuple(content) == (
         "label", "maker", "made", "numbers", "text", "text-near", "text-sharp",
         "label × made", "text-near × label", "text-near × made",
     )  # fmt: skip
-    for name in content.names:
-        values = kernel(content, name)
+    for values in content.values():
         np.testing.assert_allclose(values, values.T, atol=1e-6)
         assert np.linalg.eigvalsh(values).min() > -1e-5
         assert values.diagonal().mean() == pytest.approx(1, abs=1e-5)
 
 
-def test_categories_overlap_as_a_share(content: ItemContent) -> None:
+def test_categories_overlap_as_a_share(content: dict[str, Kernel]) -> None:
     sets = [{"a", "b"}, {"b"}, {"a", "b", "c"}, set(), set()]
     expected = np.array([[len(x & y) / max(np.sqrt(len(x) * len(y)), 1) for y in sets] for x in sets])
-    np.testing.assert_allclose(kernel(content, "label"), expected / expected.diagonal().mean(), atol=1e-6)
-    maker = kernel(content, "maker")  # without a separator a comma is a part of the name
+    np.testing.assert_allclose(content["label"], expected / expected.diagonal().mean(), atol=1e-6)
+    maker = content["maker"]  # without a separator a comma is a part of the name
     assert maker[0, 1] == maker[0, 0] > 0
     assert maker[0, 2] == maker[3, 4] == maker[3, 3] == 0
 
 
-def test_time_numbers_and_texts(content: ItemContent) -> None:
+def test_time_numbers_and_texts(content: dict[str, Kernel]) -> None:
     made = np.array([1990, 1998, 1996, 2006, 1990])  # the missing one is the mean
     expected = np.exp(-0.5 * ((made[:, None] - made) / 8) ** 2)
-    np.testing.assert_allclose(kernel(content, "made"), expected, atol=1e-6)
+    np.testing.assert_allclose(content["made"], expected, atol=1e-6)
     size = np.array([1, 2, 3, 3.75, 9])
     size = (size - size.mean()) / size.std()
     expected = np.exp(-0.5 * (size[:, None] - size) ** 2 / (1.5**2 / 2))
-    np.testing.assert_allclose(kernel(content, "numbers"), expected, atol=1e-6)
+    np.testing.assert_allclose(content["numbers"], expected, atol=1e-6)
     vectors = encode(["one. red", "two. blue", "three. ", "one. red", "five. green"])
     centred = vectors - vectors.mean(0)
     cosine = centred @ centred.T / np.outer(np.linalg.norm(centred, axis=1), np.linalg.norm(centred, axis=1))
-    np.testing.assert_allclose(kernel(content, "text"), cosine, atol=1e-6)
-    np.testing.assert_allclose(kernel(content, "text-near"), np.exp((cosine - 1) / 0.3), atol=1e-6)
-    assert kernel(content, "text-sharp")[0, 3] == pytest.approx(1)
-    both = kernel(content, "text-near") * kernel(content, "made")
-    np.testing.assert_allclose(kernel(content, "text-near × made"), both, atol=1e-6)
+    np.testing.assert_allclose(content["text"], cosine, atol=1e-6)
+    np.testing.assert_allclose(content["text-near"], np.exp((cosine - 1) / 0.3), atol=1e-6)
+    assert content["text-sharp"][0, 3] == pytest.approx(1)
+    both = content["text-near"] * content["made"]
+    np.testing.assert_allclose(content["text-near × made"], both, atol=1e-6)
 
 
-def test_features_are_finite_and_cut(content: ItemContent) -> None:
-    assert content.features.shape == (5, 3 + 1 + 1 + 2)
-    assert torch.isfinite(content.features).all()
-    assert content.features[:3, :3].tolist() == [[1, 1, 0], [0, 1, 0], [1, 1, 1]]
-    assert not content.features[3:, :3].any()
-    made = np.array([1992, 1998, 1996, 2000, 1992])  # 1990 and 2006 are read as the ends of the range
-    np.testing.assert_allclose(content.features[:, 3], (made - made.mean()) / made.std(), atol=1e-6)
-
-
-def test_kernels_are_chosen_by_name(content: ItemContent) -> None:
-    names = taste_kernels(SPEC, content.names)
-    assert names == ("label", "maker", "text", "text-near", "text-sharp", "label × made")
-    chosen = content.select(names)
-    assert chosen.kernels.values.shape == (5, 5, 6)
-    np.testing.assert_array_equal(kernel(chosen, "text"), kernel(content, "text"))
-    with pytest.raises(ConfigError, match="no kernel is called 'genre'; choose from label, maker"):
-        content.select(["genre"])
-
-
-def test_the_order_of_the_rows_is_free(content: ItemContent) -> None:
+def test_the_order_of_the_rows_is_free(content: dict[str, Kernel]) -> None:
     order = [3, 1, 4, 0, 2]
-    turned = item_content(ITEMS[order], SPEC, encode)
-    np.testing.assert_allclose(
-        turned.kernels.values.numpy(), content.kernels.values[order][:, order].numpy(), atol=1e-5
-    )
+    turned = item_kernels(ITEMS[order], SPEC, encode)
+    for name, values in content.items():
+        np.testing.assert_allclose(turned[name], values[order][:, order], atol=1e-9)
 
 
 def test_what_cannot_be_read_is_named() -> None:
@@ -111,13 +85,13 @@ def test_what_cannot_be_read_is_named() -> None:
     ):
         frame = ITEMS.with_columns(none=pl.lit(" , N/A"), gap=pl.lit(None, dtype=pl.Float64))
         with pytest.raises(DataError, match=match):
-            item_content(frame, ContentSpec(**columns))
+            item_kernels(frame, ContentSpec(**columns))
     with pytest.raises(DataError, match="has no rows"):
-        item_content(ITEMS[:0], SPEC, encode)
+        item_kernels(ITEMS[:0], SPEC, encode)
     with pytest.raises(DataError, match=r"gave \(2, 26\) for 5 texts"):
-        item_content(ITEMS, SPEC, lambda texts: encode(texts[:2]))
+        item_kernels(ITEMS, SPEC, lambda texts: encode(texts[:2]))
     with pytest.raises(ConfigError, match="needs `encode`"):
-        item_content(ITEMS, SPEC)
+        item_kernels(ITEMS, SPEC)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +102,6 @@ def test_what_cannot_be_read_is_named() -> None:
         ({"categories": {"a": ","}, "groups": "b"}, r"content\.groups is 'b'; expected one of a"),
         ({"time": "t", "time_scale": 0.0}, r"content\.time_scale is 0\.0; expected above 0"),
         ({"time": "t", "time_range": (2.0, 1.0)}, r"content\.time_range is \(2\.0, 1\.0\)"),
-        ({"texts": ("t",), "num_text_features": -1}, r"content\.num_text_features is -1"),
     ],
 )
 def test_a_bad_setting_is_named(settings: dict[str, object], match: str) -> None:
