@@ -71,6 +71,15 @@ def test_a_plain_list_is_the_recommenders_own(shelf: Shelf, model: Recommender) 
     ]
     assert {line.propensity for line in ours} == {1.0}
     assert [line.rank for line in ours] == list(range(1, 11))
+    assert {line.parts for line in ours} == {None}
+
+
+def test_a_list_says_what_each_scorer_adds_where_it_is_asked_to(shelf: Shelf, model: Recommender) -> None:
+    events = ["garden-01", "toys-03", "garden-05"]
+    ours, theirs = listed(shelf, events, parts=True), model.recommend(events, 10)
+    for line, same in zip(ours, theirs, strict=True):
+        assert line.parts == pytest.approx(same.parts)
+        assert sum((line.parts or {}).values()) == pytest.approx(line.score, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,7 @@ class Client:
         explore: Exploration = "none",
         scenario: str = "default",
         include_seen: bool = False,
+        parts: bool = False,
     ) -> Listing:
         """Make a list for a person, or for the events of someone without an id.
 
@@ -127,10 +128,11 @@ class Client:
             session: events of an anonymous session, oldest first; give it instead of `user_id`.
             profile: what is known of the anonymous person.
             filter: conditions on items, such as `{"all": [{"attribute": "price", "op": "le", "value": 20}]}`.
+            parts: whether each line says what every scorer adds to its score.
         """
         if (user_id is None) == (session is None):
             raise ConfigError("recommend: give either user_id or session")
-        options = _options(k, exclude, filter, diversity, explore, scenario, include_seen)
+        options = _options(k, exclude, filter, diversity, explore, scenario, include_seen, parts)
         return read_listing(self._ask("POST", "/v1/recommendations", {**_who(user_id, session, profile), **options}))
 
     def recommend_many(
@@ -144,9 +146,10 @@ class Client:
         explore: Exploration = "none",
         scenario: str = "default",
         include_seen: bool = False,
+        parts: bool = False,
     ) -> list[Listing]:
         """Make lists for many people, in their order; people times `k` is at most 10,000."""
-        options = _options(k, exclude, filter, diversity, explore, scenario, include_seen)
+        options = _options(k, exclude, filter, diversity, explore, scenario, include_seen, parts)
         answer = self._ask("POST", "/v1/recommendations", {"users": list(user_ids), **options})
         return [read_listing(each) for each in answer["lists"]]
 
@@ -311,7 +314,8 @@ def _options(
     explore: str,
     scenario: str,
     include_seen: bool,
+    parts: bool,
 ) -> dict[str, Any]:
     options: dict[str, Any] = {"k": k, "exclude": list(exclude), "diversity": diversity, "explore": explore}
-    options |= {"scenario": scenario, "include_seen": include_seen}
+    options |= {"scenario": scenario, "include_seen": include_seen, "parts": parts}
     return options if filter is None else {**options, "filter": dict(filter)}

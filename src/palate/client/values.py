@@ -36,6 +36,8 @@ class Line(NamedTuple):
     propensity: float
     reason: str
     because: str | None
+    parts: Mapping[str, float] | None
+    """What every scorer adds to the score, where that was asked for."""
 
 
 class Listing(NamedTuple):

@@ -58,6 +58,9 @@ class Line(Answer):
     propensity: Annotated[float, Field(description="probability of being listed; 1 without exploration")]
     reason: str
     because: Annotated[str | None, Field(description="the person's item that speaks for this one most")]
+    parts: Annotated[
+        dict[str, float] | None, Field(description="what every scorer adds to the score, where it was asked for")
+    ]
 
 
 class ListAnswer(Answer):

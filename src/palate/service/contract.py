@@ -162,6 +162,8 @@ class ListRequest:
     explore: Exploration = "none"
     scenario: str = "default"
     include_seen: bool = False
+    parts: bool = False
+    """Whether each line says what every scorer adds to its score."""
 
 
 class Listed(NamedTuple):
@@ -175,6 +177,8 @@ class Listed(NamedTuple):
     """Probability with which the item was to be in this list, given the person; 1 without exploration."""
     reason: str
     because: str | None
+    parts: Mapping[str, float] | None = None
+    """What every scorer adds to the score, where that was asked for; see `palate.Recommendation`."""
 
 
 class ListOut(NamedTuple):

@@ -96,6 +96,7 @@ class ListOptions(Body):
         Name, Field(description="where the list is shown, such as basket; the log and estimates tell lists apart by it")
     ] = "default"
     include_seen: Annotated[bool, Field(description="also list what the person has chosen before")] = False
+    parts: Annotated[bool, Field(description="also say what every scorer adds to each score")] = False
 
     def request(
         self, user_id: str | None, events: tuple[Event, ...] = (), profile: Mapping[str, Value] | None = None
@@ -112,6 +113,7 @@ class ListOptions(Body):
             self.explore,
             self.scenario,
             self.include_seen,
+            self.parts,
         )
 
 

@@ -127,10 +127,12 @@ def make_list(
             rank=lambda drawn, k: diversify(drawn, directions, k, request.diversity),
         )
         places, scores, propensities = places[found.chosen], found.values, found.propensity
+    reasons = model.reasons(state, places)
+    parts = model.parts(state, places) if request.parts else [None] * len(places)
     return [
-        Listed(rank, model.vocabulary.ids[place], shelf.title(place), value, propensity, reason, because)
-        for rank, (place, value, propensity, (reason, because)) in enumerate(
-            zip(places.tolist(), scores.tolist(), propensities.tolist(), model.reasons(state, places), strict=True),
+        Listed(rank, model.vocabulary.ids[place], shelf.title(place), value, propensity, *reason, terms)
+        for rank, (place, value, propensity, reason, terms) in enumerate(
+            zip(places.tolist(), scores.tolist(), propensities.tolist(), reasons, parts, strict=True),
             start=1,
         )
     ]
