@@ -20,7 +20,7 @@ from scipy.linalg.blas import dsymv, dsyr
 
 from palate.meta.online import Prior
 
-NUM_EVENTS, NUM_ITEMS, NUM_CALLS = 10, 1000, 3000
+NUM_EVENTS, NUM_ITEMS, NUM_DRAWS, NUM_CALLS = 10, 1000, 64, 3000
 WIDTHS = (64, 600)
 AFTER = (10, 50, 200)
 
@@ -55,6 +55,11 @@ def main() -> None:
         posterior = prior.fit(features[first], target[first], weight[first])
         name = f"d={width}"
         rows[f"{name} fit {NUM_EVENTS} + score {NUM_ITEMS:,}"] = measure(fit_and_score)
+        rows[f"{name} fit {NUM_EVENTS} + draw {NUM_DRAWS}"] = measure(
+            lambda _, prior=prior, part=(features[first], target[first], weight[first]): prior.fit(*part).draw(
+                NUM_DRAWS, np.random.default_rng(0)
+            )
+        )
         rows[f"{name} score {NUM_ITEMS:,}"] = measure(
             lambda _, posterior=posterior, items=items: posterior.score(items)
         )

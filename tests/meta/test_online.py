@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.func import vmap
 
 from palate.errors import NumericalError
+from palate.meta.learner import make_events as make_events_of
+from palate.meta.model import linear_model
 from palate.meta.online import Posterior, Prior
+from palate.meta.ridge import RidgeConfig, quick
+from palate.meta.table import build
 
 
 def reference(
@@ -146,6 +152,67 @@ def test_order_of_events_is_inert(num_events: int, num_features: int, seed: int,
     one, other = prior.fit(*events), prior.fit(*(part[order] for part in events))
     np.testing.assert_allclose(one.score(items), other.score(items), rtol=1e-7, atol=1e-7)
     np.testing.assert_allclose(one.variance(items), other.variance(items), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize(("num_first", "num_updates"), [(0, 0), (1, 0), (5, 0), (30, 0), (0, 4), (3, 4), (5, 30)])
+def test_draws_have_the_covariance_of_the_textbook(num_first: int, num_updates: int) -> None:
+    rng = np.random.default_rng(10)
+    prior, events = make_prior(rng, 7), make_events(rng, num_first + num_updates, 7)
+    posterior = prior.fit(*(part[:num_first] for part in events))
+    for features, target, weight in list(zip(*events, strict=True))[num_first:]:
+        posterior.update(features, float(target), float(weight))
+    _, expected = reference(prior, *events)
+    draws = posterior.draw(60_000, np.random.default_rng(1)).astype(np.float64)
+    # The standard error of a sample covariance is √((Σ_aa Σ_bb + Σ_ab²) / draws).
+    error = np.sqrt((np.outer(np.diag(expected), np.diag(expected)) + expected**2) / len(draws))
+    assert (np.abs(draws.T @ draws / len(draws) - expected) / error).max() < 5
+    assert np.abs(draws.mean(0) / np.sqrt(np.diag(expected) / len(draws))).max() < 5
+
+
+def test_draws_of_what_is_known_exactly_do_not_move() -> None:
+    rng = np.random.default_rng(11)
+    prior = Prior(np.zeros(6), np.ones(6), 1e-14)
+    features = rng.normal(size=(4, 6))
+    draws = prior.fit(features, np.zeros(4), np.ones(4)).draw(50, rng)
+    assert np.isfinite(draws).all()
+    assert np.abs(draws @ features.T).max() < 1e-4
+    assert draws.std() > 0.3
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(0, 12), st.integers(1, 8), st.integers(0, 1000), st.floats(0.05, 10))
+def test_batched_single_and_incremental_posteriors_agree(
+    num_tasks: int, num_events: int, num_features: int, seed: int, noise: float
+) -> None:
+    """`ridge` over many tasks at once, its form in NumPy, a fit, and the same events one by one."""
+    rng = np.random.default_rng(seed)
+    prior = Prior(rng.normal(size=num_features), rng.uniform(0.05, 2, num_features), noise)
+    features = rng.normal(size=(num_tasks, num_events, num_features))
+    target = rng.normal(size=(num_tasks, num_events))
+    weight = rng.choice([0.0, 1.0], (num_tasks, num_events)) * rng.uniform(0.1, 3, (num_tasks, num_events))
+    learner = build("ridge", linear_model(num_features), penalty="learned")
+    own = {"log_noise": np.log(noise), "log_precision": -np.log(prior.variance)}
+    params = {"model.weight": torch.from_numpy(prior.mean), **{name: torch.tensor(v) for name, v in own.items()}}
+    inputs = torch.from_numpy(np.concatenate([features, np.zeros((num_tasks, num_events, 1))], 2))
+    events = make_events_of(inputs, torch.from_numpy(target), torch.from_numpy(weight))
+    batched = vmap(learner.adapt, in_dims=(None, None, 0))(params, {"weight": params["model.weight"]}, events)
+    items = rng.normal(size=(5, num_features))
+    single = {name: np.asarray(value, np.float32) for name, value in own.items()}
+    moved = quick(RidgeConfig("learned"), single)
+    assert moved is not None
+    for task in range(num_tasks):
+        fitted = prior.fit(features[task], target[task], weight[task])
+        np.testing.assert_allclose(batched["weight"][task].numpy(), fitted.mean, rtol=1e-7, atol=1e-7)
+        stepped = prior.fit(features[task, :0], target[task, :0], weight[task, :0])
+        for event in range(num_events):
+            stepped.update(features[task, event], float(target[task, event]), float(weight[task, event]))
+        np.testing.assert_allclose(stepped.mean, fitted.mean, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(stepped.variance(items), fitted.variance(items), rtol=1e-7, atol=1e-7)
+        if num_events:
+            rows = features[task].astype(np.float32)
+            delta = moved(rows, (target[task] - features[task] @ prior.mean).astype(np.float32))
+            every = prior.fit(features[task], target[task], np.ones(num_events))
+            np.testing.assert_allclose(prior.mean + delta, every.mean, rtol=1e-2, atol=1e-3)
 
 
 def test_each_event_leaves_less_unknown() -> None:

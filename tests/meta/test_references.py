@@ -21,7 +21,6 @@ from palate.meta import (
 from palate.meta.clusters import classes_of
 from palate.meta.outer import FitConfig, fit
 from palate.meta.penalty import PenaltyConfig, shrink
-from palate.meta.ridge import posterior_variance
 
 STEPS, RATE = 3, 0.1
 
@@ -146,10 +145,6 @@ def test_ridge_is_the_primal_posterior(size: int) -> None:
     expected = covariance @ (precision @ params["model.weight"] + rows.T @ weight @ wanted / noise)
     prior = learner.prior(params, torch.zeros(0).double())
     torch.testing.assert_close(learner.adapt(params, prior, events)["weight"], expected)
-    scale = torch.exp(-0.5 * params["log_precision"])
-    items = torch.randn(9, features, dtype=torch.float64)
-    variance = posterior_variance(rows * scale, events.weight, noise, items * scale)
-    torch.testing.assert_close(variance, (items @ covariance * items).sum(1))
 
 
 def test_a_sparse_ridge_is_the_mode_under_a_laplace_prior() -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from palate.meta.head import OBJECTIVE, Profile, Support, make_head, prior_devia
 from palate.meta.learner import Events
 from palate.meta.model import linear_model
 from palate.meta.objectives import find_objective
+from palate.meta.online import Posterior, Prior
 from palate.meta.table import LEARNERS, build, read_settings
 from palate.meta.tasks import make_supports
 from palate.recommend import Recommender
@@ -26,20 +27,30 @@ NUM_FEATURES = 12
 EVENTS = [f"garden-{place:02}" for place in range(16)]
 
 
-def dense(belief: Belief) -> np.ndarray:
-    """Covariance of the departures in units of the score, with an inverse of the primal form (Bishop eq. 3.51)."""
-    rows = belief.rows.astype(np.float64)
-    inner = np.linalg.inv(np.eye(rows.shape[1]) + rows.T @ rows / belief.noise)
-    scale = belief.unit * belief.deviation.astype(np.float64)
-    return scale[:, None] * inner * scale
+class MadeUp(NamedTuple):
+    """A belief after random events, and the formula of the textbook."""
+
+    belief: Belief
+    prior: Prior
+    features: np.ndarray
+    """Of the events."""
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Of the departures in units of the score, with an inverse of the primal form (Bishop eq. 3.51)."""
+        precision = np.diag(1 / self.prior.variance) + self.features.T @ self.features / self.prior.noise
+        return self.belief.unit**2 * np.linalg.inv(precision)
 
 
-def made_up(num_events: int, *, noise: float = 0.7, unit: float = 1.3, seed: int = 0) -> Belief:
+def made_up(num_events: int, *, noise: float = 0.7, unit: float = 1.3, seed: int = 0) -> MadeUp:
     rng = np.random.default_rng(seed)
-    deviation = rng.uniform(0.2, 1.5, NUM_FEATURES).astype(np.float32)
-    rows = (rng.normal(size=(num_events, NUM_FEATURES)) * deviation).astype(np.float32)
-    system = rows.astype(np.float64) @ rows.T + noise * np.eye(num_events)
-    return Belief(deviation, rows, np.linalg.cholesky(system), noise, unit)
+    prior = Prior(np.zeros(NUM_FEATURES), rng.uniform(0.2, 1.5, NUM_FEATURES) ** 2, noise)
+    features = rng.normal(size=(num_events, NUM_FEATURES))
+    return MadeUp(Belief(after(prior, features), unit), prior, features)
+
+
+def after(prior: Prior, features: np.ndarray) -> Posterior:
+    return prior.fit(features, np.zeros(len(features)), np.ones(len(features)))
 
 
 def support_of(model: Recommender, events: Sequence[str]) -> Support:
@@ -71,9 +82,9 @@ def never() -> NoReturn:
 
 @pytest.mark.parametrize("num_events", [0, 1, 5, 30])
 def test_draws_have_the_covariance_of_the_textbook(num_events: int) -> None:
-    belief = made_up(num_events)
-    draws = belief.draw(60_000, np.random.default_rng(1)).astype(np.float64)
-    expected = dense(belief)
+    made = made_up(num_events)
+    draws = made.belief.draw(60_000, np.random.default_rng(1)).astype(np.float64)
+    expected = made.covariance
     # The standard error of a sample covariance is √((Σ_aa Σ_bb + Σ_ab²) / draws).
     spread = np.sqrt((np.outer(np.diag(expected), np.diag(expected)) + expected**2) / len(draws))
     assert np.abs(draws.T @ draws / len(draws) - expected).max() < (5 * spread).max()
@@ -83,27 +94,31 @@ def test_draws_have_the_covariance_of_the_textbook(num_events: int) -> None:
 
 @pytest.mark.parametrize("num_events", [0, 1, 5, 30])
 def test_the_variance_of_items_is_that_of_the_textbook(num_events: int) -> None:
-    belief = made_up(num_events)
+    made = made_up(num_events)
     items = np.random.default_rng(2).normal(size=(20, NUM_FEATURES)).astype(np.float32)
-    expected = np.einsum("if,fg,ig->i", items, dense(belief), items)
-    np.testing.assert_allclose(belief.variance(items), expected, rtol=2e-5, atol=1e-6)
+    expected = np.einsum("if,fg,ig->i", items, made.covariance, items)
+    np.testing.assert_allclose(made.belief.variance(items), expected, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 3, 16])
 def test_the_belief_is_the_one_that_the_head_adapts_with(model: Recommender, size: int) -> None:
-    """Its rows, scale, noise and gate give the head's own fast weights."""
+    """With its spread before the events, its noise and its gate they give the head's own fast weights."""
     belief, fast = belief_after(model, EVENTS[:size]), model.adapt(EVENTS[:size]).fast
     support = support_of(model, EVENTS[:size])
-    residual = (support.target - support.features @ fast["prior"]).double().numpy()
-    rows = belief.rows.astype(np.float64)
-    mean = belief.deviation * (rows.T @ np.linalg.solve(rows @ rows.T + belief.noise * np.eye(size), residual))
+    features = support.features.double().numpy()
+    residual = support.target.double().numpy() - features @ fast["prior"].double().numpy()
+    scale = prior_deviation(model.params, torch.tensor(float(size))).double().numpy()
+    prior = Prior(np.zeros(len(scale)), scale**2, float(model.params["learner.log_noise"].exp()))
+    posterior = prior.fit(features, residual, np.ones(size))
+    items = model.items.features.numpy()
+    np.testing.assert_allclose(belief.variance(items), belief.unit**2 * posterior.variance(items), rtol=1e-4)
+    mean = posterior.mean
     covariance = model.params["fixed.feature_covariance"].double().numpy()
     delta = fast["delta"].double().numpy()
     gate = np.sqrt(delta @ covariance @ delta)  # what the head normalises the evidence's spread to
     np.testing.assert_allclose(
         delta, gate * mean / np.sqrt(mean @ covariance @ mean), atol=2e-4 * np.abs(delta).max(), rtol=0
     )
-    scale = prior_deviation(model.params, torch.tensor(float(size))).double().numpy()
     expected = gate / np.sqrt(np.trace(np.diag(scale) @ covariance @ np.diag(scale)))
     assert belief.unit == pytest.approx(expected, rel=1e-3)
 
@@ -148,14 +163,10 @@ def test_padding_is_inert(model: Recommender) -> None:
 
 def test_every_event_takes_from_what_is_unknown_where_gate_and_scale_stay() -> None:
     items = np.random.default_rng(3).normal(size=(30, NUM_FEATURES)).astype(np.float32)
-    whole = made_up(20)
-    variances = []
-    for size in range(21):
-        rows = whole.rows[:size]
-        system = rows.astype(np.float64) @ rows.T + whole.noise * np.eye(size)
-        variances.append(replace(whole, rows=rows, factor=np.linalg.cholesky(system)).variance(items))
-    for before, after in pairwise(variances):
-        assert (after <= before + 1e-5).all()
+    made = made_up(20)
+    variances = [after(made.prior, made.features[:size]).variance(items) for size in range(21)]
+    for before, later in pairwise(variances):
+        assert (later <= before + 1e-5).all()
     assert variances[-1].mean() < 0.3 * variances[0].mean()
 
 
@@ -175,9 +186,8 @@ def test_lists_depart_less_from_the_best_the_more_is_known_of_every_item() -> No
     items, scores = np.eye(NUM_FEATURES, dtype=np.float32), np.linspace(1, 0, NUM_FEATURES, dtype=np.float32)
     away = []
     for times in (0, 2, 20):
-        rows = np.repeat(items, times, 0)
-        factor = np.linalg.cholesky(rows.astype(np.float64) @ rows.T + 0.7 * np.eye(len(rows)))
-        belief = Belief(np.ones(NUM_FEATURES, np.float32), rows, factor, 0.7, 1.0)
+        prior = Prior(np.zeros(NUM_FEATURES), np.ones(NUM_FEATURES), 0.7)
+        belief = Belief(after(prior, np.repeat(items, times, 0)), 1.0)
         lists = [
             explore("thompson", scores, items, lambda held=belief: held, 4, rng=np.random.default_rng(seed))
             for seed in range(100)
@@ -189,11 +199,11 @@ def test_lists_depart_less_from_the_best_the_more_is_known_of_every_item() -> No
 
 def test_propensities_are_the_shares_of_an_independent_simulation() -> None:
     """With many draws they approach the probabilities over all draws, here from the dense covariance."""
-    belief, rng = made_up(4, unit=0.5), np.random.default_rng(4)
+    made, rng = made_up(4, unit=0.5), np.random.default_rng(4)
     items = rng.normal(size=(15, NUM_FEATURES)).astype(np.float32)
     scores = rng.normal(size=15).astype(np.float32)
     many = 40_000
-    drawn = scores + rng.multivariate_normal(np.zeros(NUM_FEATURES), dense(belief), many) @ items.T
+    drawn = scores + rng.multivariate_normal(np.zeros(NUM_FEATURES), made.covariance, many) @ items.T
     order = np.argsort(-drawn, 1)
     held = np.array([(order[:, :5] == item).any(1).mean() for item in range(15)])
     first = np.array([(order[:, 0] == item).mean() for item in range(15)])
@@ -202,7 +212,7 @@ def test_propensities_are_the_shares_of_an_independent_simulation() -> None:
             "thompson",
             scores,
             items,
-            lambda: belief,
+            lambda: made.belief,
             5,
             rng=np.random.default_rng(seed),
             config=ExploreConfig(num_draws=many),
@@ -213,7 +223,7 @@ def test_propensities_are_the_shares_of_an_independent_simulation() -> None:
 
 def test_inverse_propensities_are_unbiased_given_the_draws() -> None:
     """The draws come from the seed and the pick after them: all picks of one set of draws, weighted by 1 / R."""
-    belief, rng = made_up(2, unit=0.4), np.random.default_rng(5)
+    belief, rng = made_up(2, unit=0.4).belief, np.random.default_rng(5)
     items, scores = rng.normal(size=(12, NUM_FEATURES)).astype(np.float32), rng.normal(size=12).astype(np.float32)
     reward, config = rng.random(12), ExploreConfig(num_draws=8)
 
@@ -239,9 +249,9 @@ def test_inverse_propensities_are_unbiased_given_the_draws() -> None:
 def test_without_uncertainty_every_explorer_gives_the_best_list() -> None:
     rng = np.random.default_rng(7)
     items, scores = rng.normal(size=(12, NUM_FEATURES)).astype(np.float32), rng.normal(size=12).astype(np.float32)
-    certain = made_up(3, unit=0.0)
+    certain = made_up(3, unit=0.0).belief
     for name in EXPLORERS:
-        for belief, config in ((certain, ExploreConfig()), (made_up(3), ExploreConfig(strength=0.0))):
+        for belief, config in ((certain, ExploreConfig()), (made_up(3).belief, ExploreConfig(strength=0.0))):
             shown = explore(name, scores, items, lambda held=belief: held, 4, rng=rng, config=config)
             assert shown.chosen.tolist() == np.argsort(-scores)[:4].tolist()
             np.testing.assert_array_equal(shown.propensity, 1.0)
@@ -250,10 +260,10 @@ def test_without_uncertainty_every_explorer_gives_the_best_list() -> None:
 
 
 def test_upper_bounds_are_the_mean_and_so_many_deviations() -> None:
-    belief, rng = made_up(3), np.random.default_rng(8)
+    made, rng = made_up(3), np.random.default_rng(8)
     items, scores = rng.normal(size=(12, NUM_FEATURES)).astype(np.float32), rng.normal(size=12).astype(np.float32)
-    bounds = scores + 2.0 * np.sqrt(np.einsum("if,fg,ig->i", items, dense(belief), items))
-    shown = explore("ucb", scores, items, lambda: belief, 5, rng=rng, config=ExploreConfig(strength=2.0))
+    bounds = scores + 2.0 * np.sqrt(np.einsum("if,fg,ig->i", items, made.covariance, items))
+    shown = explore("ucb", scores, items, lambda: made.belief, 5, rng=rng, config=ExploreConfig(strength=2.0))
     assert shown.chosen.tolist() == np.argsort(-bounds)[:5].tolist()
     np.testing.assert_allclose(shown.values, bounds[shown.chosen], rtol=1e-4)
     assert shown.chosen.tolist() != np.argsort(-scores)[:5].tolist()
@@ -261,7 +271,7 @@ def test_upper_bounds_are_the_mean_and_so_many_deviations() -> None:
 
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_what_may_not_be_listed_never_is(name: str) -> None:
-    belief, rng = made_up(3), np.random.default_rng(9)
+    belief, rng = made_up(3).belief, np.random.default_rng(9)
     items = rng.normal(size=(8, NUM_FEATURES)).astype(np.float32)
     scores = np.full(8, -np.inf, np.float32)
     scores[[1, 6]] = 0.0, 1.0
@@ -273,7 +283,7 @@ def test_what_may_not_be_listed_never_is(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_same_seed_same_list(name: str) -> None:
-    belief, items = made_up(3), np.random.default_rng(10).normal(size=(40, NUM_FEATURES)).astype(np.float32)
+    belief, items = made_up(3).belief, np.random.default_rng(10).normal(size=(40, NUM_FEATURES)).astype(np.float32)
     scores = np.zeros(40, np.float32)
     one, two = (explore(name, scores, items, lambda: belief, 5, rng=np.random.default_rng(3)) for _ in range(2))
     for left, right in zip(one, two, strict=True):
@@ -282,7 +292,7 @@ def test_same_seed_same_list(name: str) -> None:
 
 def test_every_draw_is_ranked_as_the_caller_ranks() -> None:
     """Under a re-ranking the shown list is a re-ranked draw, and shares are of re-ranked lists."""
-    belief, rng = made_up(3), np.random.default_rng(11)
+    belief, rng = made_up(3).belief, np.random.default_rng(11)
     items, scores = rng.normal(size=(30, NUM_FEATURES)).astype(np.float32), rng.normal(size=30).astype(np.float32)
     unit = items / np.linalg.norm(items, axis=1, keepdims=True)
     seen: list[np.ndarray] = []
@@ -344,12 +354,14 @@ def test_every_posterior_is_the_gaussian_at_the_mode_of_its_learner(model: Recom
 
 
 def test_learned_precisions_are_part_of_the_scale(model: Recommender) -> None:
-    support = support_of(model, EVENTS[:2])
+    support = support_of(model, [])
     precision = torch.linspace(-1, 1, len(model.params["prior.bias"]))
     params = {**model.params, "learner.log_precision": precision}
+    axes = np.eye(len(precision), dtype=np.float32)
     plain = told(model, support)
     learned = told(replace(model, params=params), support, penalty="learned")
-    np.testing.assert_allclose(learned.deviation, plain.deviation * np.exp(-0.5 * precision.numpy()), rtol=1e-5)
+    found, expected = (belief.posterior.variance(axes) for belief in (learned, plain))
+    np.testing.assert_allclose(found, expected * np.exp(-precision.numpy()), rtol=1e-5)
 
 
 def test_mistakes_are_named() -> None:

@@ -125,19 +125,6 @@ def solve(
     return weighted.T @ dual
 
 
-def posterior_variance(
-    rows: Float[Tensor, "event feature"],
-    weight: Float[Tensor, "event"],
-    noise: Float[Tensor, ""],
-    items: Float[Tensor, "item feature"],
-) -> Float[Tensor, "item"]:
-    """Variance of ⟨Δ, item⟩ after the support, all in coordinates of unit prior variance: how much is still unknown."""
-    weighted = rows * _root(weight)[:, None]
-    cross = weighted @ items.T
-    explained: Tensor = (cross * torch.linalg.solve(_system(weighted, noise), cross)).sum(0)
-    return items.square().sum(1) - explained
-
-
 def build(model: Model, objective: Objective, config: RidgeConfig, num_profile: int) -> Learner:
     """The posterior mean of the head; squared error inside, whatever the objective is outside."""
 

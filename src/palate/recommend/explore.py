@@ -7,7 +7,8 @@ The head gives an item i with features φ_i the score (see `palate.meta.head`)
 where u is what the learner adapts, D = diag(prior deviation after n events), g the gate of the evidence and C the
 covariance of features over the catalogue. A closed-form learner's u has a Gaussian posterior (`LearnerEntry.posterior`;
 Bishop, Pattern Recognition and Machine Learning, 2006, eq. 3.50–3.53; for laplace the Gaussian at the mode, eq. 4.134,
-whose events weigh what their loss is curved), so with events X (rows √weight · D φ) and noise variance σ²
+whose events weigh what their loss is curved), computed by `palate.meta.online`, so with events X (rows √weight · D φ)
+and noise variance σ²
 
     w ~ N(w̄, D (I − Xᵀ A X) D),   A = (X Xᵀ + σ² I)⁻¹
 
@@ -24,10 +25,8 @@ and by the share of it that the events leave unexplained: with g and D given, ev
 centred on the score that is served, so exploration without uncertainty is the list itself.
 
 **Thompson sampling** (Thompson, 1933, doi 10.1093/biomet/25.3-4.285; Chapelle & Li, An Empirical Evaluation of
-Thompson Sampling, 2011) draws R whole weight vectors by Matheron's rule (Wilson et al., Efficiently Sampling Functions
-from Gaussian Process Posteriors, 2020, arXiv:2002.09309, eq. 9): with z ~ N(0, I) over features and e ~ N(0, I) over
-events, D (z − Xᵀ A (X z + σ e)) has exactly the covariance above, for the price of an n × n system. Each draw ranks
-the candidates; one of the R lists is picked uniformly and shown.
+Thompson Sampling, 2011) draws R whole weight vectors from the posterior. Each draw ranks the candidates; one of the R
+lists is picked uniformly and shown.
 
 **Propensities.** Given the draws, item i is shown with probability p_i = (number of the R lists that hold i) / R,
 exactly. The draws are then part of the context x in which the action was taken, and inverse propensity scoring is
@@ -49,12 +48,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Float64, Int64
-from scipy.linalg import solve_triangular  # type: ignore[import-untyped]
 
 from palate.errors import ConfigError, NumericalError
 from palate.meta.head import EPSILON, OBJECTIVE, Support, gate_inputs, prior_deviation
 from palate.meta.learner import Params, Rows
 from palate.meta.objectives import find_objective
+from palate.meta.online import Posterior, Prior
 from palate.meta.table import LEARNERS, find_learner, read_settings
 from palate.metrics import NO_ITEM, top_k
 
@@ -79,37 +78,20 @@ class ExploreConfig:
 class Belief:
     """What is not known of one person: the posterior around their fast weights, in units of the score."""
 
-    deviation: Float32[np.ndarray, "feature"]
-    """D of the module's docstring."""
-    rows: Float32[np.ndarray, "event feature"]
-    """X."""
-    factor: Float64[np.ndarray, "event event"]
-    """Lower Cholesky factor of X Xᵀ + σ² I."""
-    noise: float
-    """σ²."""
+    posterior: Posterior
+    """Of departures from the fast weights, in the unit of the regression's target."""
     unit: float
     """κ: what one unit of the regression's target is worth in the score."""
 
     def draw(self, num_draws: int, rng: np.random.Generator) -> Float32[np.ndarray, "draw feature"]:
-        """Departures from the fast weights' `delta`, drawn from the posterior; a score moves by ⟨departure, feature⟩.
+        """Departures from the fast weights' `delta`; a score moves by ⟨departure, feature⟩."""
+        drawn = self.posterior.draw(num_draws, rng)
+        drawn *= np.float32(self.unit)
+        return drawn
 
-        Matheron's rule: a draw from the prior, less what the events explain of it.
-        """
-        prior = rng.standard_normal((num_draws, len(self.deviation)), np.float32)
-        if len(self.rows):
-            told = self.rows @ prior.T + math.sqrt(self.noise) * rng.standard_normal((len(self.rows), num_draws))
-            dual = _solve(self.factor, _solve(self.factor, told), transposed=True)
-            prior -= dual.T.astype(np.float32) @ self.rows
-        prior *= np.float32(self.unit) * self.deviation
-        return prior
-
-    def variance(self, items: Float[np.ndarray, "item feature"]) -> Float64[np.ndarray, "item"]:
+    def variance(self, items: Float[np.ndarray, "item feature"]) -> Float[np.ndarray, "item"]:
         """Variance of each item's score."""
-        scaled = items * self.deviation
-        before = np.einsum("if,if->i", scaled, scaled).astype(np.float64)
-        explained = np.square(_solve(self.factor, (self.rows @ scaled.T).astype(np.float64))).sum(0)
-        # The difference of nearly equal numbers may fall below 0 by a rounding.
-        return np.asarray(self.unit**2 * np.maximum(before - explained, 0.0))
+        return self.unit**2 * self.posterior.variance(items)
 
 
 class Explored(NamedTuple):
@@ -211,16 +193,19 @@ def belief_of(
             find_objective(OBJECTIVE),
             Rows(features * scale, support.target[real], support.weight[real], features @ prior),
         )
-        scale, noise = scale * working.deviation, float(working.noise)
-        rows = (features * scale * working.weight.sqrt()[:, None]).numpy()
+        scale = scale * working.deviation
         spread = (params["fixed.feature_covariance"].diagonal() @ scale.square() + EPSILON).sqrt()
         gate = F.softplus(params["gates"] @ gate_inputs(count, support.returning))[1]
         unit = float(gate / spread)
-    if not (math.isfinite(unit) and np.isfinite(rows).all() and np.isfinite(scale.numpy()).all()):
-        raise NumericalError(f"posterior of {len(rows)} events: not finite; are all features and weights finite?")
-    system = rows.astype(np.float64) @ rows.T
-    system[np.diag_indices(len(system))] += noise
-    return Belief(scale.numpy(), rows, np.linalg.cholesky(system), noise, unit)
+    rows, deviation, noise = features.numpy(), scale.double().numpy(), float(working.noise)
+    usable = np.isfinite(rows).all() and np.isfinite(deviation).all() and (deviation > 0).all()
+    if not (usable and math.isfinite(unit) and math.isfinite(noise)):
+        raise NumericalError(
+            f"posterior of {len(rows)} events: not finite, or without spread; are all features and weights finite?"
+        )
+    # Around the fast weights, so nothing is left to explain: only what the events say of the spread counts.
+    departures = Prior(np.zeros(len(deviation)), np.square(deviation), noise)
+    return Belief(departures.fit(rows, np.zeros(len(rows)), working.weight.numpy()), unit)
 
 
 def _none(
@@ -277,16 +262,6 @@ def _certain(values: Float[np.ndarray, "item"], listed: Int64[np.ndarray, "place
     first = np.zeros(len(chosen))
     first[:1] = 1.0
     return Explored(chosen, values[chosen], np.ones(len(chosen)), first)
-
-
-def _solve(
-    factor: Float64[np.ndarray, "event event"], right: Float64[np.ndarray, "event column"], *, transposed: bool = False
-) -> Float64[np.ndarray, "event column"]:
-    """L⁻¹ B, or L⁻ᵀ B."""
-    if not len(factor):
-        return right
-    trans = "T" if transposed else "N"
-    return np.asarray(solve_triangular(factor, right, lower=True, trans=trans, check_finite=False))
 
 
 EXPLORERS: Mapping[str, Explorer] = {
