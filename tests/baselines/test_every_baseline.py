@@ -127,6 +127,7 @@ class TestSelect:
         entry, log = NEWCOMER_BASELINES["item_knn"], log_of(purchases(0))
         values = iter([0.1, 0.3, 0.2, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0])
         chosen = select(entry, log, NUM_ITEMS, lambda scorer: next(values))
+        assert chosen.settings == {"shrink": 30.0, "top_k": 50}
         assert chosen.config == entry.configs[1], "of two equal values the earlier setting is kept"
         assert [trial.config for trial in chosen.table] == list(entry.configs)
         assert [trial.value for trial in chosen.table[:3]] == [0.1, 0.3, 0.2]
@@ -147,6 +148,7 @@ class TestSelect:
         assert fitted == [1, 2]
         assert [trial.value for trial in chosen.table] == [2.5, 3.0, 3.5, 4.0]
         assert (chosen.config, chosen.decay) == (RandomConfig(2), 1.0)
+        assert chosen.settings == {"seed": 2, "decay": 1.0}
 
     def test_refuses_a_validation_that_gives_nan(self) -> None:
         entry = NEWCOMER_BASELINES["popularity"]

@@ -7,7 +7,7 @@ does not matter.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -69,6 +69,12 @@ class Selection(NamedTuple):
     decay: float
     scorer: Scorer
     table: tuple[Trial, ...]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was selected as plain values, the decay where there was one to select."""
+        decay = {"decay": self.decay} if len({trial.decay for trial in self.table}) > 1 else {}
+        return {**asdict(self.config), **decay}
 
 
 def select(

@@ -7,7 +7,6 @@ people judged here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,7 +131,7 @@ def fit_baselines(model: Recommender, config: Config, stage: StageHandle) -> lis
         stage.step(place, len(NEWCOMER_BASELINES), name)
         selection = select(baseline, training, num_items, validate)
         scorer = baseline.fit(everyone, num_items, selection.config, selection.decay)
-        judged.append(Judged(name, "baseline", asdict(selection.config), baseline_scores(scorer)))
+        judged.append(Judged(name, "baseline", selection.settings, baseline_scores(scorer)))
     return judged
 
 

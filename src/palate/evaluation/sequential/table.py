@@ -1,7 +1,6 @@
 """The tables of the sequential benchmark: which models are judged on which data, and what others have published."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +54,7 @@ def _fit_baseline(bench: Bench, baseline: ListBaseline[Any]) -> Fitted:
         return float(figures(rank_targets(scorer, bench.validation, num_items).removed)["ndcg@10"].mean())
 
     chosen = select(baseline, bench.data.log, num_items, validate)
-    return Fitted(chosen.scorer, {**asdict(chosen.config), "decay": chosen.decay})
+    return Fitted(chosen.scorer, chosen.settings)
 
 
 def _fit_recommender(bench: Bench, informed: bool) -> Fitted:
