@@ -28,12 +28,10 @@ from palate.threads import keep_to_one_thread
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "gates": ("gates",),
-    "precisions": ("head.log_precision",),
-    "tempering": ("head.tempering",),
-    "prior mean": ("prior.",),
     "weight of popularity": ("popularity",),
     "weights of item-item scorers": ("scorers.",),
-    "the learner's own (noise, …)": ("learner.",),
+    "prior mean, precisions and tempering of a learner that takes steps": ("prior.", "head."),
+    "the learner's own": ("learner.",),
     "all of it": ("",),
 }
 """What is put back together, by the beginnings of names."""

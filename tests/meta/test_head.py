@@ -23,7 +23,7 @@ def world() -> tuple[Params, Items, Profile]:
     items = Items(features, in_context[:, :DIM], in_context[:, DIM], torch.randn(NUM_ITEMS))
     layout = Layout(torch.zeros(NUM_FEATURES), torch.tensor([0.0, 1, 1, 0]), torch.zeros(NUM_FEATURES), 2)
     params = head().params(layout, items)
-    for name in ("gates", "prior.bias", "prior.profile"):
+    for name in ("gates", "fixed.prior.bias", "fixed.prior.profile"):
         params[name] = torch.randn_like(params[name])
     return params, items, Profile(torch.randn(2), torch.randn(DIM))
 
@@ -34,7 +34,7 @@ def support_of(items: Items, chosen: list[int], state: Tensor) -> Support:
 
 
 def mean_of(params: Params, profile: Profile) -> np.ndarray:
-    mean = params["prior.bias"].numpy() + profile.features.numpy() @ params["prior.profile"].numpy()
+    mean = params["fixed.prior.bias"].numpy() + profile.features.numpy() @ params["fixed.prior.profile"].numpy()
     return mean * np.array([0, 1, 1, 0])
 
 
@@ -63,7 +63,7 @@ def test_the_score_is_the_sum_of_its_four_terms(chosen: list[int], returning: fl
     expected = (
         trust_state * in_context / in_context.std()
         + (trust_delta * moved / moved.std() if chosen else 0.0)
-        + features @ mean  # a prior mean is learned on the features that have one
+        + features @ mean  # on the features that have one
         + params["popularity"].item() * items.popularity.numpy()
     )
     np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4, atol=1e-5)
@@ -74,6 +74,29 @@ def test_the_prior_is_the_list_before_any_event() -> None:
     prior = head().prior(params, profile)
     nothing = head().adapt(params, prior, support_of(items, [], profile.state))
     assert all(torch.equal(nothing[part], value) for part, value in prior.items())
+
+
+def test_what_a_support_says_in_closed_form_depends_on_nothing_that_is_learned() -> None:
+    params, items, profile = world()
+    learned = {name: value for name, value in params.items() if not name.startswith("fixed.")}
+    assert learned.keys() == {"gates", "popularity", "scorers.weight"}
+    other = {**params, **{name: torch.randn_like(value) for name, value in learned.items()}}
+    support = support_of(items, [3, 8, 1], torch.randn(DIM))
+    one, same = (head().terms(some, head().prior(some, profile), support) for some in (params, other))
+    assert all(torch.equal(one[place], same[place]) for place in range(len(one) - 1))
+    adapted, weighed = head().adapt(other, head().prior(other, profile), support), head().weigh(other, one)
+    assert adapted.keys() == weighed.keys()
+    assert all(torch.equal(value, weighed[name]) for name, value in adapted.items())
+
+
+def test_a_learner_that_is_to_learn_more_than_its_noise_learns_it() -> None:
+    _, items, _ = world()
+    layout = Layout(torch.zeros(NUM_FEATURES), torch.ones(NUM_FEATURES), torch.zeros(NUM_FEATURES), 2)
+    assert make_head("ridge", NUM_FEATURES, 2, {"penalty": "l1"}).closed
+    assert not make_head("maml", NUM_FEATURES, 2).closed
+    more = make_head("ridge", NUM_FEATURES, 2, {"penalty": "learned"})
+    assert not more.closed
+    assert {"learner.log_precision", "learner.log_noise", "prior.bias"} <= more.params(layout, items).keys()
 
 
 def test_a_learner_starts_by_trusting_the_same_at_every_size() -> None:

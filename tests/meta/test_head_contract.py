@@ -29,9 +29,13 @@ def world(name: str, seed: int = 0) -> tuple[Params, Items]:
         NUM_PROFILE,
     )
     params = head_of(name).params(layout, items)
-    params["prior.bias"] = torch.randn(NUM_FEATURES) * 0.2
-    params["prior.profile"] = torch.randn(NUM_PROFILE, NUM_FEATURES) * 0.2
-    return params, items
+    return with_prior(params, torch.randn(NUM_FEATURES) * 0.2, torch.randn(NUM_PROFILE, NUM_FEATURES) * 0.2), items
+
+
+def with_prior(params: Params, bias: Tensor, profile: Tensor) -> Params:
+    """Another prior mean, which is learned or fixed."""
+    begin = "" if "prior.bias" in params else "fixed."
+    return {**params, f"{begin}prior.bias": bias, f"{begin}prior.profile": profile}
 
 
 def support_of(items: Items, chosen: list[int], state: Tensor, width: int | None = None) -> Support:
@@ -121,7 +125,7 @@ def test_a_choice_lifts_its_likes_and_a_refusal_lowers_them(name: str, profile: 
     liked = support_of(items, [4], profile.state)
     refused = liked._replace(target=-liked.target)
     # The prior mean is left out, so that the sign is the event's alone.
-    params["prior.bias"], params["prior.profile"] = torch.zeros(NUM_FEATURES), torch.zeros(NUM_PROFILE, NUM_FEATURES)
+    params = with_prior(params, torch.zeros(NUM_FEATURES), torch.zeros(NUM_PROFILE, NUM_FEATURES))
     up, down = (scores(name, params, items, profile, support)[4] for support in (liked, refused))
     assert up > down
 
@@ -143,7 +147,7 @@ def test_a_refusal_lowers_what_is_like_it_and_a_choice_lifts_it(name: str, profi
 
 def entry_delta(name: str, params: Params, support: Support) -> Tensor:
     head = head_of(name)
-    params = {**params, "prior.bias": torch.zeros(NUM_FEATURES)}
+    params = with_prior(params, torch.zeros(NUM_FEATURES), torch.zeros(NUM_PROFILE, NUM_FEATURES))
     profile = Profile(torch.zeros(NUM_PROFILE), support.state)
     return head.adapt(params, head.prior(params, profile), support)["delta"]
 
@@ -170,7 +174,9 @@ def test_every_trained_parameter_gets_a_gradient_that_finite_differences_confirm
     evidence = torch.randn(NUM_ITEMS, 2, dtype=torch.float64)
 
     def loss(weights: Params) -> Tensor:
-        return head.loss({**fixed, **weights}, profile, support, Query(items, relevant, allowed, evidence))
+        here = {**fixed, **weights}
+        fast = head.adapt(here, head.prior(here, profile), support)
+        return head.loss(fast, Query(items, relevant, allowed, evidence))
 
     gradients = grad(loss)(trained)
     for key, gradient in gradients.items():

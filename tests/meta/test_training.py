@@ -381,9 +381,27 @@ def test_the_first_losses_are_the_mean_over_episodes() -> None:
         profile, support = (type(part)(*(value[row] for value in part)) for part in (tasks.profile, tasks.support))
         assert isinstance(profile, Profile)
         assert isinstance(support, Support)
-        one_by_one.append(head.loss(start, profile, support, query).item())
+        one_by_one.append(head.loss(head.adapt(start, head.prior(start, profile), support), query).item())
     assert result.losses == ((2, pytest.approx(np.mean(one_by_one), rel=1e-5)),)
     assert looks == [(2, 2, result.validation[-1][1])]
+
+
+@pytest.mark.parametrize("name", [name for name, entry in LEARNERS.items() if entry.posterior is not None])
+def test_what_is_computed_once_is_what_is_computed_at_every_step(name: str) -> None:
+    items = make_items()
+    start, head = make_params(name, items), head_of(name)
+    worlds = [World(items, make_tasks(items, 20, seed=1), make_tasks(items, 9, seed=2))]
+    config = replace(CONFIG, learner=name, num_steps=6, validate_every=2)
+    assert head.closed
+    once, always = (
+        meta_train(some, start, no_scorers(), worlds, config, seed=0) for some in (head, head._replace(closed=False))
+    )
+    assert [step for step, _ in once.validation] == [step for step, _ in always.validation]
+    np.testing.assert_allclose(once.validation, always.validation, rtol=1e-5)
+    np.testing.assert_allclose(once.losses, always.losses, rtol=1e-5)
+    for key, value in always.params.items():
+        torch.testing.assert_close(once.params[key], value, rtol=1e-3, atol=1e-5)
+        assert key.startswith("fixed.") == torch.equal(value, start[key])
 
 
 def test_validation_is_the_mean_over_sizes_of_the_mean_over_people() -> None:

@@ -138,11 +138,11 @@ def test_returning_opens_the_gate_that_the_head_opens(model: Recommender) -> Non
     for some in (support, again):
         head = make_head(
             model.config.meta.learner,
-            len(model.params["prior.bias"]),
-            len(model.params["prior.profile"]),
+            len(model.params["fixed.prior.bias"]),
+            len(model.params["fixed.prior.profile"]),
             model.config.learner,
         )
-        profile = Profile(torch.zeros(len(model.params["prior.profile"])), some.state)
+        profile = Profile(torch.zeros(len(model.params["fixed.prior.profile"])), some.state)
         delta = head.adapt(model.params, head.prior(model.params, profile), some)["delta"]
         gates.append(float((delta @ model.params["fixed.feature_covariance"] @ delta).sqrt()))
     assert gates[1] > 1.5 * gates[0]
@@ -355,7 +355,7 @@ def test_every_posterior_is_the_gaussian_at_the_mode_of_its_learner(model: Recom
 
 def test_learned_precisions_are_part_of_the_scale(model: Recommender) -> None:
     support = support_of(model, [])
-    precision = torch.linspace(-1, 1, len(model.params["prior.bias"]))
+    precision = torch.linspace(-1, 1, len(model.params["fixed.prior.bias"]))
     params = {**model.params, "learner.log_precision": precision}
     axes = np.eye(len(precision), dtype=np.float32)
     plain = told(model, support)

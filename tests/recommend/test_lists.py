@@ -58,7 +58,7 @@ def test_what_the_scorers_add_is_the_score(model: Recommender, events: Any, retu
         assert len(lines) == len(known.vocabulary)
         for line in lines:
             assert sum(line.parts.values()) == pytest.approx(line.score, abs=1e-4)
-            assert list(line.parts) == ["sequence", "adapted", "profile", "popularity", *known.scorers.fitted]
+            assert list(line.parts) == ["sequence", "adapted", "popularity", *known.scorers.fitted]
         item_item = [abs(line.parts[name]) for line in lines for name in known.scorers.fitted]
         assert any(item_item) == (len(events) > 0 and not returning)
 

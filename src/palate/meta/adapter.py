@@ -15,11 +15,19 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from palate.meta.head import EPSILON, Support, gate_inputs, make_head, prior_deviation, scorer_weights
+from palate.meta.head import (
+    EPSILON,
+    Support,
+    found_in,
+    gate_inputs,
+    make_head,
+    own_parameters,
+    prior_deviation,
+    prior_mean,
+    scorer_weights,
+)
 from palate.meta.learner import Fast, Params
 from palate.meta.table import find_learner, read_settings
-
-_LEARNERS_OWN = "learner."
 
 
 class Adapter:
@@ -30,15 +38,11 @@ class Adapter:
     """
 
     def __init__(self, learner: str, settings: Mapping[str, Any], params: Params) -> None:
-        num_profile, num_features = params["prior.profile"].shape
+        num_profile, num_features = found_in(params, "prior.profile").shape
         self._head = make_head(learner, num_features, num_profile, settings, len(params["scorers.weight"]))
         self._params = params
         entry = find_learner(learner)
-        own = {
-            name.removeprefix(_LEARNERS_OWN): value.numpy()
-            for name, value in params.items()
-            if name.startswith(_LEARNERS_OWN)
-        }
+        own = {name: value.numpy() for name, value in own_parameters(params).items()}
         quick = entry.quick
         self._solve = None if quick is None or entry.by_feature else quick(read_settings(learner, settings), own)
         self._vectors, self._features = (
@@ -77,8 +81,7 @@ class Adapter:
         return {**own, "popularity": self._params["popularity"]}
 
     def _mean(self, profile: Float[Tensor, "profile"]) -> Float[Tensor, "feature"]:
-        params = self._params
-        return (params["prior.bias"] + profile @ params["prior.profile"]) * params["fixed.has_prior"]
+        return prior_mean(self._params, profile)
 
     def _scale(self, size: int) -> Float32[np.ndarray, "feature"]:
         found = self._scales.get(size)

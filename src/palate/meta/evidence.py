@@ -43,9 +43,9 @@ class EvidenceConfig:
     content_dim: int = 128
     """Principal components kept of text and attributes."""
     content_precision: float = 15.0
-    """Prior precision of content features at the start of meta-training; evidence has 1."""
+    """Prior precision of content features, where evidence has 1; learners that take steps begin with it."""
     backbone_precision: float = 100.0
-    """Prior precision of backbone features at the start of meta-training."""
+    """Prior precision of backbone features; learners that take steps begin with it."""
     content_penalty: float = 10.0
     """Ridge penalty of the map from content to evidence, for items without events."""
     dense_items: int = 8192

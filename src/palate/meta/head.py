@@ -12,10 +12,12 @@ visit: how far to trust in-context reading, which goes on with the basket at han
 person. Popularity has one weight p whatever n is: how fast it loses against taste changes from season to season, and a
 learned decline did not carry over.
 
-The learner adapts a linear model on scaled features. The scale of each is the square root of a learned precision, and
-depends on the support size through the spectrum of the evidence, precision · spectrum^t(n) with a learned
-t(n) = a + b·log(1 + n): after few events the broad common directions are the best guess, after many they are known and
-the fine ones tell people apart.
+The learner adapts a linear model on scaled features. The scale of each is the square root of a precision, and depends
+on the support size through the spectrum of the evidence, precision · spectrum^t(n) with t(n) = a + b·log(1 + n): after
+few events the broad common directions are the best guess, after many they are known and the fine ones tell people
+apart. Precisions, a, b, w₀ and the learner's own parameters are learned for learners that take steps; for one in closed
+form they stay where they start, because on three data sets none of them gained anything there. Then Δ before its gate
+depends on nothing that is learned, and is computed once (`Head.terms`).
 """
 
 import math
@@ -43,6 +45,10 @@ _POPULARITY_START = 0.5
 _TEMPERING_START = (-0.3, 0.2)
 EPSILON = 1e-6
 """Added to a variance before its root is taken."""
+_NOISE = "log_noise"
+"""All that a learner in closed form has of its own, unless its settings ask for more to be learned."""
+_FIXED = "fixed."
+"""Parameters that are not learned begin with it."""
 _START = "start."
 """What the learner starts from, among the fast weights."""
 
@@ -90,6 +96,21 @@ class ScoringRows(NamedTuple):
     popularity: Float[Tensor, "item"]
 
 
+class Terms(NamedTuple):
+    """What a support says before gates and weights of the combination are known."""
+
+    state: Float[Tensor, "dim_and_one"]
+    """What the backbone read, with a one for the bias, over the spread of its scores."""
+    delta: Float[Tensor, "feature"]
+    """Δ, over the spread of its scores."""
+    prior: Float[Tensor, "feature"]
+    size: Float[Tensor, ""]
+    """Events in the support."""
+    returning: Float[Tensor, ""]
+    start: Fast
+    """What the learner starts from."""
+
+
 class Query(NamedTuple):
     """What a list after the support should have held."""
 
@@ -112,10 +133,16 @@ class Head(NamedTuple):
     begin: Callable[[Params, Float[Tensor, "profile"]], Fast]
     """What `adapt` reads of the prior; enough to adapt from, and not to score with."""
     prior: Callable[[Params, Profile], Fast]
+    terms: Callable[[Params, Fast, Support], Terms]
+    """Of a prior and a support; for a learner in closed form the same whatever is learned."""
+    weigh: Callable[[Params, Terms], Fast]
     adapt: Callable[[Params, Fast, Support], Fast]
+    """`weigh` of `terms`."""
     score: Callable[[Params, Fast, Items], Float[Tensor, "item"]]
     """Without the item-item scorers, whose weights are the fast weights "scorers"."""
-    loss: Callable[[Params, Profile, Support, Query], Float[Tensor, ""]]
+    loss: Callable[[Fast, Query], Float[Tensor, ""]]
+    closed: bool
+    """Whether the learner is in closed form, with nothing of its own to learn: only the terms' weights are learned."""
 
 
 class Layout(NamedTuple):
@@ -159,7 +186,15 @@ def make_head(
         ConfigError: an unknown learner or setting.
     """
     core = build(learner, linear_model(num_features), OBJECTIVE, num_profile=num_profile, **(settings or {}))
-    by_feature = find_learner(learner).by_feature
+    entry, own_names = find_learner(learner), core.params.keys() - {"model.weight"}
+    by_feature, closed = entry.by_feature, entry.posterior is not None and own_names <= {_NOISE}
+
+    def named(name: str) -> str:
+        return f"{_FIXED}{name}" if closed and not name.startswith(_FIXED) else name
+
+    def shown(name: str) -> str:
+        # The learner's own parameters among the head's; what is fixed for it stays fixed.
+        return f"{_FIXED}learner.{name.removeprefix(_FIXED)}" if name.startswith(_FIXED) else named(f"learner.{name}")
 
     def params(layout: Layout, items: Items) -> Params:
         gates = torch.zeros(len(_GATE_START), NUM_GATE_INPUTS)
@@ -169,23 +204,23 @@ def make_head(
             "gates": gates,
             "popularity": torch.tensor(_POPULARITY_START),
             "scorers.weight": torch.zeros(num_scorer_features, _NUM_SCORER_INPUTS),
-            "prior.bias": torch.zeros(num_features),
-            "prior.profile": torch.zeros(num_profile, num_features),
-            "head.log_precision": layout.precision.clone(),
-            "head.tempering": torch.tensor(_TEMPERING_START),
+            named("prior.bias"): torch.zeros(num_features),
+            named("prior.profile"): torch.zeros(num_profile, num_features),
+            named("head.log_precision"): layout.precision.clone(),
+            named("head.tempering"): torch.tensor(_TEMPERING_START),
             "fixed.has_prior": layout.has_prior,
             "fixed.tempered": layout.tempered,
             **catalogue_statistics(items, layout.tempered),
-            **{_shown(name): value for name, value in core.params.items() if name != "model.weight"},
+            **{shown(name): value for name, value in core.params.items() if name != "model.weight"},
         }
 
     def core_params(params: Params) -> Params:
-        own = {name: params[_shown(name)] for name in core.params if name != "model.weight"}
-        return {"model.weight": torch.zeros_like(params["head.log_precision"]), **own}
+        own = {name: params[shown(name)] for name in core.params if name != "model.weight"}
+        return {"model.weight": torch.zeros_like(found_in(params, "head.log_precision")), **own}
 
     def prepare(params: Params, profiles: Tensor) -> Params:
         fitted = core.prepare(core_params(params), profiles, None)
-        return {**params, **{_shown(name): value for name, value in fitted.items() if name != "model.weight"}}
+        return {**params, **{shown(name): value for name, value in fitted.items() if name != "model.weight"}}
 
     def started(fast: Fast) -> Fast:
         return {name[len(_START) :]: value for name, value in fast.items() if name.startswith(_START)}
@@ -197,31 +232,41 @@ def make_head(
 
     def compose(
         params: Params, start: Fast, state: Tensor, mean: Tensor, moved: Tensor, count: Tensor, returning: Tensor
-    ) -> Fast:
-        told = gate_inputs(count, returning)
-        gates = F.softplus(params["gates"] @ told)
+    ) -> Terms:
         query = torch.cat([state, state.new_ones(1)])
         delta = scale_of(params, count) * moved
+        return Terms(
+            query / _spread(query, params["fixed.vector_covariance"]),
+            delta / _spread(delta, params["fixed.feature_covariance"]),
+            mean,
+            count,
+            returning,
+            start,
+        )
+
+    def weigh(params: Params, terms: Terms) -> Fast:
+        told = gate_inputs(terms.size, terms.returning)
+        gates = F.softplus(params["gates"] @ told)
         return {
-            "state": gates[0] * query / _spread(query, params["fixed.vector_covariance"]),
-            "delta": gates[1] * delta / _spread(delta, params["fixed.feature_covariance"]),
-            "prior": mean,
+            "state": gates[0] * terms.state,
+            "delta": gates[1] * terms.delta,
+            "prior": terms.prior,
             "popularity": params["popularity"],
             "scorers": scorer_weights(params, told),
-            **{_START + name: value for name, value in start.items()},
+            **{_START + name: value for name, value in terms.start.items()},
         }
 
     def begin(params: Params, profile: Tensor) -> Fast:
-        mean = (params["prior.bias"] + profile @ params["prior.profile"]) * params["fixed.has_prior"]
+        mean = prior_mean(params, profile)
         start = core.prior(core_params(params), profile)
         return {"prior": mean, **{_START + name: value for name, value in start.items()}}
 
     def prior(params: Params, profile: Profile) -> Fast:
         fast = begin(params, profile.features)
         never, start = fast["prior"].new_zeros(()), started(fast)
-        return compose(params, start, profile.state, fast["prior"], start["weight"], never, never)
+        return weigh(params, compose(params, start, profile.state, fast["prior"], start["weight"], never, never))
 
-    def adapt(params: Params, fast: Fast, support: Support) -> Fast:
+    def terms(params: Params, fast: Fast, support: Support) -> Terms:
         count = (support.weight > 0).sum().to(support.weight)
         mean = fast["prior"]
         start = started(fast)
@@ -231,15 +276,38 @@ def make_head(
         moved = core.adapt(core_params(params), start, Events(inputs, support.target, support.weight, kind))
         return compose(params, start, support.state, mean, moved["weight"], count, support.returning)
 
+    def adapt(params: Params, fast: Fast, support: Support) -> Fast:
+        return weigh(params, terms(params, fast, support))
+
     def score(params: Params, fast: Fast, items: Items) -> Tensor:
         return score_rows(fast, scoring_rows(items))
 
-    def loss(params: Params, profile: Profile, support: Support, query: Query) -> Tensor:
-        fast = adapt(params, prior(params, profile), support)
-        scores = score(params, fast, query.items) + query.evidence @ fast["scorers"]
+    def loss(fast: Fast, query: Query) -> Tensor:
+        scores = score_rows(fast, scoring_rows(query.items)) + query.evidence @ fast["scorers"]
         return smooth_ndcg_loss(scores, query.relevant, query.allowed)
 
-    return Head(params, prepare, begin, prior, adapt, score, loss)
+    return Head(params, prepare, begin, prior, terms, weigh, adapt, score, loss, closed)
+
+
+def found_in(params: Params, name: str) -> Tensor:
+    """A parameter that enters the adaptation: learned, or fixed for a learner in closed form."""
+    fixed = params.get(f"{_FIXED}{name}")
+    return params[name] if fixed is None else fixed
+
+
+def own_parameters(params: Params) -> Params:
+    """The learner's own parameters, by the names that it has for them."""
+    return {
+        name.removeprefix(_FIXED).removeprefix("learner."): value
+        for name, value in params.items()
+        if name.removeprefix(_FIXED).startswith("learner.")
+    }
+
+
+def prior_mean(params: Params, profile: Float[Tensor, "profile"]) -> Float[Tensor, "feature"]:
+    """w₀ of someone with such a profile."""
+    mean = found_in(params, "prior.bias") + profile @ found_in(params, "prior.profile")
+    return mean * params["fixed.has_prior"]
 
 
 def with_start(params: Params, evidence: float, popularity: float) -> Params:
@@ -251,7 +319,7 @@ def with_start(params: Params, evidence: float, popularity: float) -> Params:
 
 def metric(params: Params) -> Float[Tensor, "feature"]:
     """How much each feature counts when two items are compared: the prior deviation of its weight, untempered."""
-    return torch.exp(-0.5 * params["head.log_precision"])
+    return torch.exp(-0.5 * found_in(params, "head.log_precision"))
 
 
 def scorer_weights(params: Params, told: Float[Tensor, "input"]) -> Float[Tensor, "scorer_feature"]:
@@ -287,8 +355,7 @@ def score_parts(fast: Fast, rows: ScoringRows) -> dict[str, Float[Tensor, "item"
 
     return {
         "sequence": term(rows.in_context, "state"),
-        "adapted": term(rows.features, "delta"),
-        "profile": term(rows.features, "prior"),
+        "adapted": term(rows.features, "delta") + term(rows.features, "prior"),
         "popularity": rows.popularity * fast["popularity"],
     }
 
@@ -305,17 +372,12 @@ def search_query(fast: Fast) -> Float[Tensor, "width"]:
 
 def prior_deviation(params: Params, count: Float[Tensor, ""]) -> Float[Tensor, "feature"]:
     """Prior standard deviation of each weight before `count` events are explained."""
-    constant, slope = params["head.tempering"]
+    constant, slope = found_in(params, "head.tempering")
     return metric(params) * torch.exp(-0.5 * (constant + slope * count.log1p()) * params["fixed.spectrum"])
 
 
 def _before_softplus(value: float) -> float:
     return math.log(math.expm1(value))
-
-
-def _shown(name: str) -> str:
-    """The learner's own parameters among the head's; what is fixed for it stays fixed."""
-    return f"fixed.learner.{name[len('fixed.') :]}" if name.startswith("fixed.") else f"learner.{name}"
 
 
 def gate_inputs(count: Float[Tensor, ""], returning: Float[Tensor, ""]) -> Float[Tensor, "input"]:

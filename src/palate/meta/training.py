@@ -23,8 +23,8 @@ from palate.backbone.sequence_model import SequenceModelConfig
 from palate.data.choices import with_ratings
 from palate.data.event_log import EventLog
 from palate.errors import ConfigError, DataError
-from palate.meta.head import Head, Items, Profile, Query, Support, catalogue_statistics, with_start
-from palate.meta.learner import Params
+from palate.meta.head import Head, Items, Profile, Query, Support, Terms, catalogue_statistics, with_start
+from palate.meta.learner import Fast, Params
 from palate.meta.outer import FitConfig, run_outer_loop
 from palate.meta.quality import Quality, compare_with_chance
 from palate.meta.tasks import make_supports
@@ -59,7 +59,8 @@ class MetaConfig:
     search_start: bool = True
     """Whether the start of the gates is looked for on the training episodes before the first step."""
     prior_pull: float = 10.0
-    """Quadratic pull of the prior mean to zero: newcomers of one season must not teach the next what to expect."""
+    """Quadratic pull of the prior mean to zero, where one is learned: newcomers of one season must not teach the next
+    what to expect."""
     validate_every: int = 25
     """Steps between looks at the validation people (a third of the held-out ones); the best look is kept."""
 
@@ -106,6 +107,8 @@ class Episodes(NamedTuple):
     """Whose it is: a row of the people."""
     log: EventLog
     """The chosen items of each support, which item-item scorers read."""
+    terms: Terms | None = None
+    """What the supports say, where nothing that is learned changes it."""
 
 
 class World(NamedTuple):
@@ -252,30 +255,28 @@ def meta_train(
     """
     rng = np.random.default_rng(seed)
     shares = [_even_shares(world.train) for world in worlds]
-    statistics = [catalogue_statistics(world.items, params["fixed.tempered"]) for world in worlds]
+    start = head.prepare(params, torch.cat([world.train.profile.features for world in worlds]))
+    if head.closed:
+        worlds = [_with_terms(head, start, world) for world in worlds]
 
     def batch_loss(weights: Params) -> Tensor:
         number = int(rng.integers(len(worlds))) if len(worlds) > 1 else 0
         items, train = worlds[number].items, worlds[number].train
-        here = {**weights, **statistics[number]}
 
-        def episode_loss(
-            profile: Profile, support: Support, relevant: Tensor, allowed: Tensor, evidence: Tensor
-        ) -> Tensor:
-            return head.loss(here, profile, support, Query(items, relevant, allowed, evidence))
+        def episode_loss(fast: Fast, relevant: Tensor, allowed: Tensor, evidence: Tensor) -> Tensor:
+            return head.loss(fast, Query(items, relevant, allowed, evidence))
 
         drawn = rng.choice(len(train.size), min(config.batch_size, len(train.size)), False, shares[number])
         batch = take(train, torch.from_numpy(drawn))
         evidence = torch.from_numpy(scorers.features(batch.log, len(items.bias)))
         allowed = (~batch.seen).float()
-        losses = vmap(episode_loss)(batch.profile, batch.support, batch.relevant.float(), allowed, evidence)
-        return losses.mean()
+        fast = _fast_weights(head, _here(weights, items), batch)
+        return vmap(episode_loss)(fast, batch.relevant.float(), allowed, evidence).mean()
 
     def pull(weights: Params) -> Tensor:
         means = [weight.square().sum() for name, weight in weights.items() if name.startswith("prior.")]
         return 0.5 * config.prior_pull * torch.stack(means).sum()
 
-    start = head.prepare(params, torch.cat([world.train.profile.features for world in worlds]))
     result = run_outer_loop(
         find_start(head, start, scorers, worlds, seed=seed) if config.search_start else start,
         batch_loss,
@@ -283,7 +284,7 @@ def meta_train(
         FitConfig(config.num_steps, config.batch_size, config.learning_rate, 0.0, config.validate_every, math.inf),
         name=f"meta-training of {config.learner}",
         maximise=True,
-        penalty=pull,
+        penalty=None if head.closed else pull,
         on_step=on_step,
     )
     judged = [world.validation for world in worlds]
@@ -356,11 +357,57 @@ def _judge(
     head: Head, params: Params, scorers: Scorers, items: Items, episodes: Episodes
 ) -> Float[np.ndarray, "episode"]:
     """NDCG@10 of each episode beside the items of its world."""
-    here = {**params, **catalogue_statistics(items, params["fixed.tempered"])}
+    here = _here(params, items)
     return _ndcg(
-        episodes,
-        lambda some: score_supports(head, here, items, scorers, some.profile, some.support, some.log),
+        episodes, lambda some: _score(head, here, items, scorers, _fast_weights(head, here, some), some.log, no_kin())
     )
+
+
+def _here(params: Params, items: Items) -> Params:
+    """The parameters beside the items of a world."""
+    return {**params, **catalogue_statistics(items, params["fixed.tempered"])}
+
+
+@torch.no_grad()
+def _with_terms(head: Head, params: Params, world: World) -> World:
+    """The tasks with what their supports say, for a learner in closed form: the supports need not be read again."""
+    here = _here(params, world.items)
+
+    def terms(profile: Profile, support: Support) -> Terms:
+        return head.terms(here, head.prior(here, profile), support)
+
+    def computed(episodes: Episodes) -> Episodes:
+        parts = [
+            vmap(terms)(some.profile, some.support)
+            for some in (
+                take(episodes, torch.arange(start, min(start + _TOGETHER, len(episodes.size))))
+                for start in range(0, len(episodes.size), _TOGETHER)
+            )
+        ]
+        return episodes._replace(terms=_each(lambda *values: torch.cat(values), *parts))
+
+    return world._replace(train=computed(world.train), validation=computed(world.validation))
+
+
+def _each(change: Callable[..., Tensor], *parts: Terms) -> Terms:
+    """The terms whose tensors are made of those of the parts, one by one."""
+    start = {name: change(*(part.start[name] for part in parts)) for name in parts[0].start}
+    tensors = {name: change(*(getattr(part, name) for part in parts)) for name in Terms._fields if name != "start"}
+    return Terms(**tensors, start=start)
+
+
+def _fast_weights(head: Head, params: Params, episodes: Episodes) -> Fast:
+    """Everyone's fast weights, with a leading axis."""
+
+    def adapted(profile: Profile, support: Support) -> Fast:
+        return head.adapt(params, head.prior(params, profile), support)
+
+    def weighed(terms: Terms) -> Fast:
+        return head.weigh(params, terms)
+
+    if episodes.terms is None:
+        return vmap(adapted)(episodes.profile, episodes.support)
+    return vmap(weighed)(episodes.terms)
 
 
 def _users(parts: Sequence[Episodes]) -> Int64[np.ndarray, "episode"]:
@@ -407,13 +454,17 @@ def score_supports(
     items that came after training, where there are any.
     """
 
-    def one(profile: Profile, support: Support) -> tuple[Tensor, Tensor]:
-        fast = head.adapt(params, head.prior(params, profile), support)
-        return head.score(params, fast, items), fast["scorers"]
+    def adapted(profile: Profile, support: Support) -> Fast:
+        return head.adapt(params, head.prior(params, profile), support)
 
-    found, weights = vmap(one)(profile, support)
-    scores: Float[np.ndarray, "user item"] = found.numpy()
-    scorers.add_to(scores, log, weights.numpy(), kin or no_kin())
+    return _score(head, params, items, scorers, vmap(adapted)(profile, support), log, kin or no_kin())
+
+
+def _score(
+    head: Head, params: Params, items: Items, scorers: Scorers, fast: Fast, log: EventLog, kin: Kin
+) -> Float[np.ndarray, "user item"]:
+    scores: Float[np.ndarray, "user item"] = vmap(lambda one: head.score(params, one, items))(fast).numpy()
+    scorers.add_to(scores, log, fast["scorers"].numpy(), kin)
     return scores
 
 
@@ -427,4 +478,5 @@ def take(episodes: Episodes, rows: Int64[Tensor, "row"]) -> Episodes:
         episodes.seen[rows],
         episodes.user[rows],
         episodes.log.take(rows.numpy()),
+        None if episodes.terms is None else _each(lambda value: value[rows], episodes.terms),
     )

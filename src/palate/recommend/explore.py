@@ -50,7 +50,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Float64, Int64
 
 from palate.errors import ConfigError, NumericalError
-from palate.meta.head import EPSILON, OBJECTIVE, Support, gate_inputs, prior_deviation
+from palate.meta.head import EPSILON, OBJECTIVE, Support, gate_inputs, own_parameters, prior_deviation
 from palate.meta.learner import Params, Rows
 from palate.meta.objectives import find_objective
 from palate.meta.online import Posterior, Prior
@@ -181,7 +181,6 @@ def belief_of(
             f"learner {learner} has no posterior, so nothing says what to explore; "
             f"explore with a model of learner {able}, or set explore to none"
         )
-    own = {name.removeprefix("learner."): value for name, value in params.items() if name.startswith("learner.")}
     with torch.inference_mode():
         real = support.weight > 0
         count = real.sum().to(support.weight)
@@ -189,7 +188,7 @@ def belief_of(
         features = support.features[real]
         working = regression(
             read_settings(learner, settings),
-            own,
+            own_parameters(params),
             find_objective(OBJECTIVE),
             Rows(features * scale, support.target[real], support.weight[real], features @ prior),
         )

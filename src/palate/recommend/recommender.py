@@ -61,8 +61,8 @@ class Recommendation(NamedTuple):
     because: str | None
     """Id of the item among the person's events that speaks most for this one, if any does."""
     parts: Mapping[str, float]
-    """What each scorer adds to the score: the sequence model ("sequence"), the adapted weights ("adapted"), what is
-    expected of anyone with such a profile ("profile"), "popularity", and the item-item scorers by their names."""
+    """What each scorer adds to the score: the sequence model ("sequence"), the adapted weights ("adapted"),
+    "popularity", and the item-item scorers by their names."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
