@@ -1,4 +1,4 @@
-"""Ratings of many people in long form, and the few-shot tasks of new ones."""
+"""Ratings as the models of ratings read them, a view of the record of behaviour; and the few-shot tasks of new people."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
