@@ -1,4 +1,4 @@
-"""Ratings as the models of ratings read them, a view of the record of behaviour; and the few-shot tasks of new people."""
+"""Ratings as models of ratings read them, a view of the record of behaviour, and the few-shot tasks of new people."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
