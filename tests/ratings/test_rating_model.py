@@ -85,7 +85,7 @@ def test_a_few_ratings_tell_what_a_stranger_likes(fitted: tuple[RatingModel, Rat
     assert abs(before[first].mean() - before[~first].mean()) < 0.5
     assert after[first].mean() > after[~first].mean() + 1
     assert quality is not None
-    assert quality.error < quality.floor
+    assert quality.error < quality.baseline
     assert quality.difference[2] < 0
     assert quality.num_people == USERS // 4
 

@@ -100,4 +100,4 @@ def test_how_good_it_is_stands_in_the_record(loaded: Recommender) -> None:
     quality = loaded.training["ratings"]
     assert isinstance(quality, dict)
     assert quality["num_people"] >= 5
-    assert quality["error"] < quality["floor"]
+    assert quality["error"] < quality["baseline"]

@@ -42,16 +42,16 @@ class RatingQuality(NamedTuple):
     num_people: int
     error: float
     """Of the predicted median; the parts are weighed by the other half of these people."""
-    floor: float
+    baseline: float
     """Of the item's mean plus the person's bias, rounded to a level."""
     difference: tuple[float, float, float]
-    """Error less the floor's, with the ends of its 95 % interval over people."""
+    """Error less the baseline's, with the ends of its 95 % interval over people."""
 
     def describe(self) -> str:
         """Say it in a line."""
         mean, low, high = self.difference
         return (
-            f"MAE {self.error:.3f} on {self.num_people:,} people kept aside, item mean + user bias {self.floor:.3f} "
+            f"MAE {self.error:.3f} on {self.num_people:,} people kept aside, item mean + user bias {self.baseline:.3f} "
             f"({mean:+.3f}, {low:+.3f} to {high:+.3f})"
         )
 
@@ -255,7 +255,7 @@ def _judge(
     """On each half of the people with the weights that the other half gives."""
     levels = answers.known.levels
     mean, bias = shrunk_biases(kept, num_items)
-    errors, floors = [], []
+    errors, simple_errors = [], []
     for parity in (0, 1):
         judged = [task for place, task in enumerate(halves) if place % 2 == parity]
         users = {task.user for task in judged}
@@ -265,7 +265,7 @@ def _judge(
         for task, found in zip(judged, answers.mixed(pool, judged), strict=True):
             simple = snap(mean + bias[task.query_items] + user_bias(task, mean, bias), levels)
             errors.append(np.abs(median_rating(found, levels) - task.query_values).mean())
-            floors.append(np.abs(simple - task.query_values).mean())
-    error, floor = np.array(errors), np.array(floors)
-    less = paired_difference(error, floor)
-    return RatingQuality(len(halves), float(error.mean()), float(floor.mean()), (less.mean, less.low, less.high))
+            simple_errors.append(np.abs(simple - task.query_values).mean())
+    error, baseline = np.array(errors), np.array(simple_errors)
+    less = paired_difference(error, baseline)
+    return RatingQuality(len(halves), float(error.mean()), float(baseline.mean()), (less.mean, less.low, less.high))
