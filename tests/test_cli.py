@@ -57,6 +57,13 @@ def test_recommend_for_a_known_person_is_the_library_call(shell: Shell, model: R
     assert json.loads(result.stdout) == [line._asdict() for line in model.recommend(user, 4)]
 
 
+def test_recommend_shows_what_each_scorer_adds(shell: Shell, model: Recommender) -> None:
+    shown = " ".join(shell.run("recommend", "--items", "garden-01,toys-03", "-k", "2", "--parts").stdout.split())
+    for line in model.recommend(["garden-01", "toys-03"], 2):
+        name, value = max(line.parts.items(), key=lambda part: abs(part[1]))
+        assert f"{name} {value:+.2f}" in shown
+
+
 def test_recommend_from_a_file_and_from_ids_agree(shell: Shell, model: Recommender) -> None:
     ids = items_of(model, 3)
     events = shell.file("events.csv", "item_id\n" + "\n".join(ids) + "\n")

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +139,7 @@ def recommend(
     exclude: Annotated[list[str] | None, typer.Option(help="Item id to leave out, repeatable.")] = None,
     include_seen: Annotated[bool, typer.Option(help="Also list what the person has already chosen.")] = False,
     model: ModelOption = None,
-    parts: Annotated[bool, typer.Option("--parts", help="Show what each scorer adds to each score.")] = False,
+    parts: Annotated[bool, typer.Option("--parts", help="Show what each scorer adds, in place of the reason.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the best items for a person, known or not.
@@ -377,12 +377,17 @@ def _print_list(lines: list[Recommendation], as_json: bool, *, parts: bool = Fal
     if as_json:
         print(json.dumps([line._asdict() for line in lines]))
         return
-    named = list(lines[0].parts) if parts and lines else []
-    table = Table("#", "item", "title", "score", *named, "why", box=None, pad_edge=False)
+    table = Table("#", "item", "title", "score", "parts" if parts else "why", box=None, pad_edge=False)
     for line in lines:
-        values = [f"{line.parts[name]:+.2f}" for name in named]
-        table.add_row(str(line.rank), line.item_id, line.title, f"{line.score:.2f}", *values, line.reason)
+        why = _spelled(line.parts) if parts else line.reason
+        table.add_row(str(line.rank), line.item_id, line.title, f"{line.score:.2f}", why)
     Console().print(table)
+
+
+def _spelled(parts: Mapping[str, float]) -> str:
+    """What scorers add to a score, the largest first; those that add nothing are left out."""
+    largest = sorted(parts.items(), key=lambda part: -abs(part[1]))
+    return ", ".join(f"{name} {value:+.2f}" for name, value in largest if round(value, 2))
 
 
 def _print_customer(console: Console, customer: dict[str, Any]) -> None:
