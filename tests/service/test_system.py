@@ -92,7 +92,7 @@ def test_a_first_start_takes_in_what_the_model_knows_and_shows_one_key(place: Pl
     with again.read() as connection:
         assert people.count(connection) == len(model.users)
         assert items.count(connection) == len(model.vocabulary)
-        assert events.count(connection) == sum(len(h.items) + len(h.refused) for h in model.users.values())
+        assert events.count(connection) == len(model.record.log)
     again.close()
     folder = place.home.models / model.model_id
     content = b"".join(file.read_bytes() for file in folder.iterdir())

@@ -275,7 +275,7 @@ def meta_train(
 
     def pull(weights: Params) -> Tensor:
         means = [weight.square().sum() for name, weight in weights.items() if name.startswith("prior.")]
-        return 0.5 * config.prior_pull * torch.stack(means).sum()
+        return 0.5 * config.prior_pull * sum(means, start=torch.zeros(()))
 
     result = run_outer_loop(
         find_start(head, start, scorers, worlds, seed=seed) if config.search_start else start,
@@ -284,7 +284,7 @@ def meta_train(
         FitConfig(config.num_steps, config.batch_size, config.learning_rate, 0.0, config.validate_every, math.inf),
         name=f"meta-training of {config.learner}",
         maximise=True,
-        penalty=None if head.closed else pull,
+        penalty=pull,
         on_step=on_step,
     )
     judged = [world.validation for world in worlds]
