@@ -12,7 +12,16 @@ from torch import Tensor
 
 from palate.data.event_log import from_histories, from_sequences
 from palate.errors import ConfigError, NumericalError
-from palate.meta.head import OBJECTIVE, Profile, Support, found_in, make_head, prior_deviation, score_rows, scoring_rows
+from palate.meta.head import (
+    OBJECTIVE,
+    Profile,
+    Support,
+    learned_or_fixed,
+    make_head,
+    prior_deviation,
+    score_rows,
+    scoring_rows,
+)
 from palate.meta.learner import Events
 from palate.meta.model import linear_model
 from palate.meta.objectives import find_objective
@@ -108,7 +117,7 @@ def test_the_belief_is_the_one_that_the_head_adapts_with(model: Recommender, siz
     features = support.features.double().numpy()
     residual = support.target.double().numpy() - features @ fast["prior"].double().numpy()
     scale = prior_deviation(model.params, torch.tensor(float(size))).double().numpy()
-    prior = Prior(np.zeros(len(scale)), scale**2, float(found_in(model.params, "learner.log_noise").exp()))
+    prior = Prior(np.zeros(len(scale)), scale**2, float(learned_or_fixed(model.params, "learner.log_noise").exp()))
     posterior = prior.fit(features, residual, np.ones(size))
     items = model.items.features.numpy()
     np.testing.assert_allclose(belief.variance(items), belief.unit**2 * posterior.variance(items), rtol=1e-4)

@@ -18,8 +18,8 @@ from torch.nn.functional import softplus
 from palate.meta.head import (
     EPSILON,
     Support,
-    found_in,
     gate_inputs,
+    learned_or_fixed,
     make_head,
     own_parameters,
     prior_deviation,
@@ -38,7 +38,7 @@ class Adapter:
     """
 
     def __init__(self, learner: str, settings: Mapping[str, Any], params: Params) -> None:
-        num_profile, num_features = found_in(params, "prior.profile").shape
+        num_profile, num_features = learned_or_fixed(params, "prior.profile").shape
         self._head = make_head(learner, num_features, num_profile, settings, len(params["scorers.weight"]))
         self._params = params
         entry = find_learner(learner)

@@ -216,7 +216,7 @@ def make_head(
 
     def core_params(params: Params) -> Params:
         own = {name: params[shown(name)] for name in core.params if name != "model.weight"}
-        return {"model.weight": torch.zeros_like(found_in(params, "head.log_precision")), **own}
+        return {"model.weight": torch.zeros_like(learned_or_fixed(params, "head.log_precision")), **own}
 
     def prepare(params: Params, profiles: Tensor) -> Params:
         fitted = core.prepare(core_params(params), profiles, None)
@@ -289,7 +289,7 @@ def make_head(
     return Head(params, prepare, begin, prior, terms, weigh, adapt, score, loss, closed)
 
 
-def found_in(params: Params, name: str) -> Tensor:
+def learned_or_fixed(params: Params, name: str) -> Tensor:
     """A parameter that enters the adaptation: learned, or fixed for a learner in closed form."""
     fixed = params.get(f"{_FIXED}{name}")
     return params[name] if fixed is None else fixed
@@ -306,7 +306,7 @@ def own_parameters(params: Params) -> Params:
 
 def prior_mean(params: Params, profile: Float[Tensor, "profile"]) -> Float[Tensor, "feature"]:
     """w₀ of someone with such a profile."""
-    mean = found_in(params, "prior.bias") + profile @ found_in(params, "prior.profile")
+    mean = learned_or_fixed(params, "prior.bias") + profile @ learned_or_fixed(params, "prior.profile")
     return mean * params["fixed.has_prior"]
 
 
@@ -319,7 +319,7 @@ def with_start(params: Params, evidence: float, popularity: float) -> Params:
 
 def metric(params: Params) -> Float[Tensor, "feature"]:
     """How much each feature counts when two items are compared: the prior deviation of its weight, untempered."""
-    return torch.exp(-0.5 * found_in(params, "head.log_precision"))
+    return torch.exp(-0.5 * learned_or_fixed(params, "head.log_precision"))
 
 
 def scorer_weights(params: Params, told: Float[Tensor, "input"]) -> Float[Tensor, "scorer_feature"]:
@@ -372,7 +372,7 @@ def search_query(fast: Fast) -> Float[Tensor, "width"]:
 
 def prior_deviation(params: Params, count: Float[Tensor, ""]) -> Float[Tensor, "feature"]:
     """Prior standard deviation of each weight before `count` events are explained."""
-    constant, slope = found_in(params, "head.tempering")
+    constant, slope = learned_or_fixed(params, "head.tempering")
     return metric(params) * torch.exp(-0.5 * (constant + slope * count.log1p()) * params["fixed.spectrum"])
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 
 from palate.errors import ConfigError, DataError, NumericalError
 
@@ -286,3 +286,8 @@ def with_slope(coefficients: Float[np.ndarray, "*rows coefficient"]) -> Float[np
     sloped = coefficients.copy()
     sloped[..., 0] = 1
     return sloped
+
+
+def places_among(column: Int64[np.ndarray, "item"], items: Int64[np.ndarray, "event"]) -> Int64[np.ndarray, "event"]:
+    """Places of items among those that a fit covers; −1 for one not covered, and for one that came after the fit."""
+    return np.where(items < len(column), column[np.minimum(items, len(column) - 1)], -1)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
-from palate.ratings.bayesian_factors import SampledFactors, SamplerConfig, predict, sample_factors
+from palate.ratings.bayesian_factors import SampledFactors, SamplerConfig, places_among, predict, sample_factors
 from palate.ratings.sampled_ratings import readable
 from palate.ratings.tasks import Ratings
 
@@ -46,7 +46,7 @@ class SampledChoices(NamedTuple):
 
     def covers(self, items: Int64[np.ndarray, "query"]) -> Bool[np.ndarray, "query"]:
         """Which items have features."""
-        return self._columns(items) >= 0
+        return places_among(self.column, items) >= 0
 
     def features(
         self,
@@ -57,7 +57,7 @@ class SampledChoices(NamedTuple):
     ) -> Float[np.ndarray, "query feature"]:
         """Of the items asked about, all covered; a rating above a half is a choice."""
         num_chosen, (num_people, typical) = len(self.popularity), self.typical
-        columns = self._columns(items)
+        columns = places_among(self.column, items)
         told = (columns >= 0) & (columns < num_chosen)
         columns, yes = columns[told], ratings[told] > _YES
         own, query = np.unique(columns[yes]), self.column[asked]
@@ -94,9 +94,6 @@ class SampledChoices(NamedTuple):
             ],
             axis=1,
         ).astype(np.float64)
-
-    def _columns(self, items: Int64[np.ndarray, "event"]) -> Int64[np.ndarray, "event"]:
-        return np.where(items < len(self.column), self.column[np.minimum(items, len(self.column) - 1)], -1)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Everything that was fitted, by name."""

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from palate.ratings.bayesian_factors import SampledFactors, SamplerConfig, predict, sample_factors
+from palate.ratings.bayesian_factors import SampledFactors, SamplerConfig, places_among, predict, sample_factors
 from palate.ratings.implicit_profile import ImplicitProfile, fit_profile, profile_of
 from palate.ratings.tasks import Ratings
 
@@ -47,7 +47,7 @@ class SampledRatings(NamedTuple):
 
     def covers(self, items: Int64[np.ndarray, "query"]) -> Bool[np.ndarray, "query"]:
         """Which items have features."""
-        return _columns(self.column, items) >= 0
+        return places_among(self.column, items) >= 0
 
     def features(
         self,
@@ -57,7 +57,7 @@ class SampledRatings(NamedTuple):
         profile: Float[np.ndarray, "profile"],
     ) -> Float[np.ndarray, "query 2"]:
         """Expected rating and mid-rank of the items asked about, all covered, in standard deviations."""
-        columns = _columns(self.column, items)
+        columns = places_among(self.column, items)
         columns, ratings = columns[columns >= 0], ratings[columns >= 0]
         own, place, count = np.unique(columns, return_inverse=True, return_counts=True)
         seen = np.zeros((1, len(self.profile.content)))
@@ -199,8 +199,3 @@ def mean_matrix(
     np.add.at(total, (rows, items), values)
     np.add.at(count, (rows, items), 1.0)
     return total / np.maximum(count, 1), (count > 0).astype(np.float64)
-
-
-def _columns(column: Int64[np.ndarray, "item"], items: Int64[np.ndarray, "event"]) -> Int64[np.ndarray, "event"]:
-    """Places among the covered items; −1 also for items that came after the fit."""
-    return np.where(items < len(column), column[np.minimum(items, len(column) - 1)], -1)

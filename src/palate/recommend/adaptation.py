@@ -16,7 +16,7 @@ from palate.config import Config
 from palate.data.episodes import EMPTY_HISTORY, History
 from palate.data.event_log import from_histories, from_sequences
 from palate.meta.adapter import Adapter
-from palate.meta.head import Head, Items, Profile, found_in, make_head
+from palate.meta.head import Head, Items, Profile, learned_or_fixed, make_head
 from palate.meta.learner import Fast, Params
 from palate.meta.tasks import make_support, make_supports
 from palate.meta.training import score_supports
@@ -88,7 +88,7 @@ class Adaptation:
 
     @cached_property
     def _head(self) -> Head:
-        num_profile, num_features = found_in(self.params, "prior.profile").shape
+        num_profile, num_features = learned_or_fixed(self.params, "prior.profile").shape
         num_scorers = self.scorers.num_features
         return make_head(self.config.meta.learner, num_features, num_profile, self.config.learner, num_scorers)
 
