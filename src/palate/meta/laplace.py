@@ -13,7 +13,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from palate.errors import ConfigError
-from palate.meta.learner import Events, Fast, Learner, LearnerEntry, Params, Rows, Working, make_learner, weights_of
+from palate.meta.learner import (
+    Events,
+    Fast,
+    Learner,
+    LearnerEntry,
+    Params,
+    SupportRows,
+    Working,
+    make_learner,
+    weights_of,
+)
 from palate.meta.model import Model
 from palate.meta.objectives import Objective
 from palate.meta.ridge import RidgeConfig, deviation, init, linear_check, moved_by, solve, start_of
@@ -51,7 +61,7 @@ def build(model: Model, objective: Objective, config: LaplaceConfig, num_profile
         features = torch.where(counts[:, None], model.features(shared, support.inputs), 0.0)
         start = model.predict(shared, support.inputs)
         target = torch.where(counts, support.target, 0.0)
-        delta, _ = find_mode(config, params, objective, Rows(features, target, support.weight, start))
+        delta, _ = find_mode(config, params, objective, SupportRows(features, target, support.weight, start))
         return moved_by(model, fast, delta)
 
     return make_learner(model, objective, init(model, config), prior, adapt, check=linear_check(model))
@@ -61,7 +71,7 @@ def find_mode(
     config: LaplaceConfig,
     params: Params,
     objective: Objective,
-    rows: Rows,
+    rows: SupportRows,
 ) -> tuple[Float[Tensor, "feature"], Float[Tensor, "event"]]:
     """The most probable departure from the start, and what it adds to the prediction of each event."""
     features, target, weight, start = rows
@@ -90,7 +100,7 @@ def posterior(
     config: LaplaceConfig,
     params: Params,
     objective: Objective,
-    rows: Rows,
+    rows: SupportRows,
 ) -> Working:
     """The Gaussian at the mode: each event tells as much as its loss is curved there."""
     _, lift = find_mode(config, params, objective, rows)

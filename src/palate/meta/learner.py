@@ -87,7 +87,7 @@ class Working(NamedTuple):
     """Noise variance of an event of weight 1."""
 
 
-class Rows(NamedTuple):
+class SupportRows(NamedTuple):
     """The support of one task as a linear head reads it."""
 
     features: Float[Tensor, "event feature"]
@@ -97,7 +97,7 @@ class Rows(NamedTuple):
     """What the weights before adapting predict."""
 
 
-Regression = Callable[[Any, Params, Objective, Rows], Working]
+Regression = Callable[[Any, Params, Objective, SupportRows], Working]
 """(config, own parameters, objective, support), of `linear_model`; ConfigError where the settings leave no Gaussian."""
 
 

@@ -34,7 +34,7 @@ from palate.meta.learner import (
     LearnerEntry,
     Params,
     Quick,
-    Rows,
+    SupportRows,
     Tasks,
     Working,
     cleared,
@@ -215,7 +215,7 @@ def posterior(
     config: RidgeConfig,
     params: Params,
     objective: Objective,
-    rows: Rows,
+    rows: SupportRows,
 ) -> Working:
     """The regression itself; ConfigError for the l1 penalty, whose posterior is not Gaussian."""
     if config.penalty == "l1":

@@ -51,7 +51,7 @@ from jaxtyping import Float, Float32, Float64, Int64
 
 from palate.errors import ConfigError, NumericalError
 from palate.meta.head import EPSILON, OBJECTIVE, Support, gate_inputs, own_parameters, prior_deviation
-from palate.meta.learner import Params, Rows
+from palate.meta.learner import Params, SupportRows
 from palate.meta.objectives import find_objective
 from palate.meta.online import Posterior, Prior
 from palate.meta.table import LEARNERS, find_learner, read_settings
@@ -190,7 +190,7 @@ def belief_of(
             read_settings(learner, settings),
             own_parameters(params),
             find_objective(OBJECTIVE),
-            Rows(features * scale, support.target[real], support.weight[real], features @ prior),
+            SupportRows(features * scale, support.target[real], support.weight[real], features @ prior),
         )
         scale = scale * working.deviation
         spread = (params["fixed.feature_covariance"].diagonal() @ scale.square() + EPSILON).sqrt()
